@@ -1,0 +1,3 @@
+//! What the kernel program and the host share.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,1 @@
+//! Peak's agent. One change's way: [`source`] → [`records`] → [`snapshot`] → [`dataplane`] and [`fallback`].

@@ -1,0 +1,2 @@
+//! `peak`: the command.
+fn main() {}

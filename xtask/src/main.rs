@@ -1,0 +1,2 @@
+//! `cargo xtask`: one verb a file.
+fn main() {}
