@@ -1,0 +1,53 @@
+//! `cargo xtask test`
+
+use std::ffi::OsString;
+
+use anyhow::Result;
+
+use crate::{
+    build,
+    prerequisites::{self, Purpose},
+    process::{self, say},
+    setup,
+};
+
+/// Sets up, builds, and passes every test: unit, property, differential, namespaces
+///
+/// What needs root asks for sudo. No test is skipped: what a test needs and cannot be had fails it.
+#[derive(clap::Args, Default)]
+pub(crate) struct Args {
+    /// What each test program is given, such as a part of a test's name
+    #[arg(last = true, value_name = "ARGS")]
+    arguments: Vec<OsString>,
+}
+
+/// Their tests load programs into the kernel and make namespaces.
+const PRIVILEGED: [&str; 2] = ["peak-tests", "peak-bench"];
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    prerequisites::check(Purpose::Run)?;
+    setup::install_clients()?;
+    build::build(false)?;
+
+    say("tests that any user may run");
+    let mut cargo = process::cargo();
+    cargo.args(["test", "--workspace", "--exclude", "peak-ebpf"]);
+    for package in PRIVILEGED {
+        cargo.args(["--exclude", package]);
+    }
+    process::run(cargo.arg("--").args(&args.arguments))?;
+
+    say("tests that load programs and make namespaces");
+    let mut cargo = process::cargo();
+    cargo.arg("test");
+    for package in PRIVILEGED {
+        cargo.args(["--package", package]);
+    }
+    if !process::is_root() {
+        cargo.args([
+            "--config",
+            &format!("target.'cfg(unix)'.runner={:?}", process::runner()),
+        ]);
+    }
+    process::run(cargo.arg("--").args(&args.arguments))
+}
