@@ -1,1 +1,4 @@
-//! Peak's agent. One change's way: [`source`] → [`records`] → [`snapshot`] → [`dataplane`] and [`fallback`].
+//! Peak's agent. One change's way: `source` → `records` → [`snapshot`] → `dataplane` and `fallback`.
+
+pub mod name;
+pub mod snapshot;

@@ -1,0 +1,1061 @@
+//! All that Peak answers at one moment: an immutable snapshot of every zone.
+//!
+//! A snapshot holds the services' records in a persistent map and derives every name from it, so that a change of one
+//! service costs the logarithm of their number and that service, and a look-up walks the labels of the name.
+
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use equivalent::{Comparable, Equivalent};
+use imbl::OrdMap;
+
+use crate::name::{Folded, Name, NameError, labels, offset_of};
+
+/// What a service is called. Both parts are labels in lower case, as Kubernetes wants them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceKey {
+    /// The service's namespace; first, so that a namespace's services stand together.
+    pub namespace: Box<str>,
+    /// The service's own name.
+    pub name: Box<str>,
+}
+
+impl ServiceKey {
+    /// The key of `namespace`/`name`.
+    pub fn new(namespace: impl Into<Box<str>>, name: impl Into<Box<str>>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+impl fmt::Display for ServiceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A [`ServiceKey`] borrowed from a query. `str` and its bytes have the same order.
+#[derive(PartialEq, Eq)]
+struct KeyRef<'a> {
+    namespace: &'a [u8],
+    name: &'a [u8],
+}
+
+impl Equivalent<ServiceKey> for KeyRef<'_> {
+    fn equivalent(&self, key: &ServiceKey) -> bool {
+        self.compare(key).is_eq()
+    }
+}
+
+impl Comparable<ServiceKey> for KeyRef<'_> {
+    fn compare(&self, key: &ServiceKey) -> Ordering {
+        (self.namespace, self.name).cmp(&(key.namespace.as_bytes(), key.name.as_bytes()))
+    }
+}
+
+/// The addresses of one name: sorted, without duplicates.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AddressSet {
+    /// What an A query is answered with.
+    pub v4: Arc<[Ipv4Addr]>,
+    /// What an AAAA query is answered with.
+    pub v6: Arc<[Ipv6Addr]>,
+}
+
+impl AddressSet {
+    /// How many addresses of both families it holds.
+    pub fn len(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+
+    /// Whether it holds no address of either family.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl FromIterator<IpAddr> for AddressSet {
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(addresses: I) -> Self {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for address in addresses {
+            match address {
+                IpAddr::V4(address) => v4.push(address),
+                IpAddr::V6(address) => v6.push(address),
+            }
+        }
+        Self {
+            v4: sorted(v4),
+            v6: sorted(v6),
+        }
+    }
+}
+
+fn sorted<T: Ord>(mut addresses: Vec<T>) -> Arc<[T]> {
+    if addresses.is_empty() {
+        return Arc::default();
+    }
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses.into()
+}
+
+/// What one service publishes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceRecords {
+    /// The service name's own: its ClusterIPs, or all endpoints of a headless service.
+    pub addresses: AddressSet,
+    /// The names below the service's, sorted by label, each label once and in lower case.
+    pub endpoints: Box<[(Box<str>, AddressSet)]>,
+}
+
+impl ServiceRecords {
+    /// What the service's own name holds. RFC 8020: a name exists as long as one below it does.
+    fn node(&self) -> Option<Node> {
+        let exists = !self.addresses.is_empty() || !self.endpoints.is_empty();
+        exists.then(|| Node::holding(&self.addresses))
+    }
+
+    fn endpoint(&self, label: &[u8]) -> Option<Node> {
+        let at = self
+            .endpoints
+            .binary_search_by(|(own, _)| own.as_bytes().cmp(label))
+            .ok()?;
+        Some(Node::holding(&self.endpoints[at].1))
+    }
+}
+
+/// One zone that is answered with authority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Zone {
+    /// The zone's apex.
+    pub name: Name,
+}
+
+/// What stays the same from snapshot to snapshot.
+#[derive(Clone, Debug)]
+pub struct SnapshotConfig {
+    /// The zones, each with the same services. Of zones within one another the longest that fits a name answers.
+    pub zones: Vec<Name>,
+    /// The TTL of every record and of negative answers, in seconds.
+    pub ttl: u32,
+    /// The addresses of `ns.dns.<zone>`.
+    pub nameservers: Vec<IpAddr>,
+}
+
+/// What one name holds. A default node is an empty non-terminal: the name exists, and every type is NODATA.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Its A and AAAA records.
+    pub addresses: AddressSet,
+    /// Whether it is a zone's apex, with SOA and NS.
+    pub apex: bool,
+    /// Whether only the fallback knows the whole answer.
+    pub ask_fallback: bool,
+}
+
+impl Node {
+    fn holding(addresses: &AddressSet) -> Self {
+        Self {
+            addresses: addresses.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// How many resource records the name owns, the apex' SOA and NS included.
+    pub fn record_count(&self) -> usize {
+        self.addresses.len() + if self.apex { 2 } else { 0 }
+    }
+}
+
+/// One name's difference between a snapshot and the one before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The name now holds exactly this, whatever it held before.
+    Set {
+        /// The zone's place in [`Snapshot::zones`].
+        zone: usize,
+        /// The name.
+        name: Name,
+        /// What it holds.
+        node: Node,
+    },
+    /// The name no longer exists.
+    Remove {
+        /// The zone's place in [`Snapshot::zones`].
+        zone: usize,
+        /// The name.
+        name: Name,
+    },
+}
+
+/// What a snapshot says of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lookup<'a> {
+    /// No zone of ours holds the name (nor could any, if it isn't a name at all).
+    OutsideZones,
+    /// The name does not exist.
+    Absent {
+        /// The zone it would be in.
+        zone: &'a Zone,
+    },
+    /// The name exists.
+    Present {
+        /// The zone it is in.
+        zone: &'a Zone,
+        /// What it holds.
+        node: Node,
+    },
+}
+
+/// A name that the objects ask for and DNS cannot hold. It is left out, and nothing else.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no name {path:?} below {zone}: {error}")]
+pub struct NameProblem {
+    /// The service that asks for it.
+    pub service: ServiceKey,
+    /// The zone it would be in.
+    pub zone: Name,
+    /// The labels that were to stand below the zone, joined with dots.
+    pub path: String,
+    /// What is wrong with it.
+    pub error: NameError,
+}
+
+/// The start of a zone's authority (RFC 1035, section 3.3.13). Times in seconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Soa {
+    /// The primary name server.
+    pub mname: Name,
+    /// The mailbox of who is responsible.
+    pub rname: Name,
+    /// The version of the zone.
+    pub serial: u32,
+    /// After how long a secondary asks again.
+    pub refresh: u32,
+    /// After how long it retries a failed refresh.
+    pub retry: u32,
+    /// After how long it stops answering without one.
+    pub expire: u32,
+    /// The TTL of negative answers (RFC 2308, section 4).
+    pub minimum: u32,
+}
+
+/// The zones at one moment. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    fixed: Arc<Fixed>,
+    services: OrdMap<ServiceKey, Arc<ServiceRecords>>,
+    complete: bool,
+    generation: u64,
+    serial: u32,
+    created: SystemTime,
+    names: usize,
+    records: usize,
+    problems: Arc<[NameProblem]>,
+}
+
+#[derive(Debug)]
+struct Fixed {
+    zones: Vec<Zone>,
+    ttl: u32,
+    nameservers: AddressSet,
+}
+
+/// The most labels that a service's name has below a zone: `<endpoint>.<service>.<namespace>.svc`.
+const DEPTH: usize = 4;
+
+impl Snapshot {
+    /// A snapshot from before the first complete set of objects: no name exists yet, and none may be said not to.
+    pub fn empty(config: SnapshotConfig) -> Self {
+        Self {
+            fixed: Arc::new(Fixed {
+                zones: config.zones.into_iter().map(|name| Zone { name }).collect(),
+                ttl: config.ttl,
+                nameservers: config.nameservers.into_iter().collect(),
+            }),
+            services: OrdMap::new(),
+            complete: false,
+            generation: 0,
+            serial: 0,
+            created: UNIX_EPOCH,
+            names: 0,
+            records: 0,
+            problems: Arc::default(),
+        }
+    }
+
+    /// The snapshot with some services replaced (`Some`) or gone (`None`), and what that changes name by name.
+    /// The first call completes an empty snapshot and so gives every name.
+    pub fn with(
+        &self,
+        updates: Vec<(ServiceKey, Option<ServiceRecords>)>,
+        now: SystemTime,
+    ) -> (Snapshot, Vec<Change>) {
+        let mut next = Self {
+            complete: true,
+            generation: self.generation + 1,
+            serial: self.next_serial(now),
+            created: now,
+            ..self.clone()
+        };
+        let mut touched = BTreeSet::new();
+        for (key, records) in updates {
+            match records {
+                Some(records) => next.services.insert(key.clone(), Arc::new(records)),
+                None => next.services.remove(&key),
+            };
+            touched.insert(key);
+        }
+        let mut diff = Diff {
+            old: self,
+            new: &next,
+            names: 0,
+            records: 0,
+            changes: Vec::new(),
+            problems: Vec::new(),
+        };
+        if !self.complete {
+            for (zone, name, node) in next.fixed_names() {
+                diff.record(zone, name, None, Some(node));
+            }
+        }
+        let mut namespace = "";
+        for key in &touched {
+            if *key.namespace != *namespace {
+                namespace = &key.namespace;
+                diff.at(key, &[namespace.as_bytes(), SVC]);
+            }
+            diff.service(key);
+        }
+        let Diff {
+            names,
+            records,
+            changes,
+            problems,
+            ..
+        } = diff;
+        next.names = next.names.strict_add_signed(names);
+        next.records = next.records.strict_add_signed(records);
+        next.problems = problems.into();
+        (next, changes)
+    }
+
+    /// What the zones say of a name in uncompressed wire format and any case.
+    pub fn lookup(&self, name: &[u8]) -> Lookup<'_> {
+        let Ok(name) = Folded::new(name) else {
+            return Lookup::OutsideZones;
+        };
+        let Some((zone, offset)) = self.zone_of(name.as_wire()) else {
+            return Lookup::OutsideZones;
+        };
+        let zone = &self.fixed.zones[zone];
+        match self.node(name.as_wire(), offset) {
+            Some(node) => Lookup::Present { zone, node },
+            None => Lookup::Absent { zone },
+        }
+    }
+
+    /// Every name of every zone, with its zone's place in [`Snapshot::zones`]; each once, in no promised order.
+    pub fn names(&self) -> impl Iterator<Item = (usize, Name, Node)> + '_ {
+        let fixed = if self.complete {
+            self.fixed_names()
+        } else {
+            Vec::new()
+        };
+        fixed
+            .into_iter()
+            .chain((0..self.fixed.zones.len()).flat_map(|zone| self.service_names(zone)))
+    }
+
+    /// How many snapshots came before this one since the agent started.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The serial of every zone: the Unix seconds at which the snapshot was made, and never less than the one
+    /// before by RFC 1982's arithmetic. A restart goes on from the clock, so nothing needs to be kept.
+    pub fn serial(&self) -> u32 {
+        self.serial
+    }
+
+    /// The TTL of every record, in seconds.
+    pub fn ttl(&self) -> u32 {
+        self.fixed.ttl
+    }
+
+    /// The zones, in the order in which they were configured.
+    pub fn zones(&self) -> &[Zone] {
+        &self.fixed.zones
+    }
+
+    /// Whether a first complete set of objects has come: from then on a name that is absent does not exist.
+    pub fn complete(&self) -> bool {
+        self.complete
+    }
+
+    /// When the snapshot was made; the Unix epoch for an empty one.
+    pub fn created(&self) -> SystemTime {
+        self.created
+    }
+
+    /// How many names exist in all zones.
+    pub fn name_count(&self) -> usize {
+        self.names
+    }
+
+    /// How many resource records they hold.
+    pub fn record_count(&self) -> usize {
+        self.records
+    }
+
+    /// The names that had to be left out of the services which the last [`Snapshot::with`] was given.
+    pub fn problems(&self) -> &[NameProblem] {
+        &self.problems
+    }
+
+    /// The zone's SOA. A zone so long that `ns.dns` or `hostmaster` doesn't fit below it stands for itself there.
+    pub fn soa(&self, zone: &Zone) -> Soa {
+        let below = |labels: &[&[u8]]| {
+            zone.name
+                .descendant(labels)
+                .unwrap_or_else(|_| zone.name.clone())
+        };
+        Soa {
+            mname: below(&[NS, DNS]),
+            rname: below(&[b"hostmaster"]),
+            serial: self.serial,
+            refresh: 7200,
+            retry: 1800,
+            expire: 86400,
+            minimum: self.fixed.ttl,
+        }
+    }
+
+    fn next_serial(&self, now: SystemTime) -> u32 {
+        // The lower 32 bits: the serial wraps in 2106, as its arithmetic allows.
+        let seconds = now
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO)
+            .as_secs() as u32;
+        // RFC 1982, section 3.2: the greater of two serials is the one that lies less than half the circle ahead.
+        let backwards = (seconds.wrapping_sub(self.serial) as i32) < 0;
+        if self.complete && backwards {
+            self.serial
+        } else {
+            seconds
+        }
+    }
+
+    /// The zone that a name in lower case belongs to, and where the zone's own labels begin in it.
+    fn zone_of(&self, name: &[u8]) -> Option<(usize, usize)> {
+        let zones = self.fixed.zones.iter().enumerate();
+        zones
+            .filter_map(|(index, zone)| Some((index, offset_of(name, zone.name.as_wire())?)))
+            .min_by_key(|(_, at)| *at)
+    }
+
+    /// What a name in lower case holds; its zone begins at `offset`.
+    fn node(&self, name: &[u8], offset: usize) -> Option<Node> {
+        let mut path = [&[][..]; DEPTH];
+        let mut depth = 0;
+        for label in labels(&name[..offset]) {
+            if depth < DEPTH {
+                path[depth] = label;
+            }
+            depth += 1;
+        }
+        let held = path.get(..depth).and_then(|path| self.held(path));
+        held.or_else(|| self.is_above_zone(name).then(Node::default))
+    }
+
+    /// What stands at some labels below a zone, whatever the zone.
+    fn held(&self, path: &[&[u8]]) -> Option<Node> {
+        if !self.complete {
+            return None;
+        }
+        match *path {
+            [] => Some(Node {
+                apex: true,
+                ..Node::default()
+            }),
+            [SVC] | [DNS] => Some(Node::default()),
+            [NS, DNS] => Some(Node::holding(&self.fixed.nameservers)),
+            [namespace, SVC] => self.has_namespace(namespace).then(Node::default),
+            [name, namespace, SVC] => self.services.get(&KeyRef { namespace, name })?.node(),
+            [endpoint, name, namespace, SVC] => self
+                .services
+                .get(&KeyRef { namespace, name })?
+                .endpoint(endpoint),
+            _ => None,
+        }
+    }
+
+    fn has_namespace(&self, namespace: &[u8]) -> bool {
+        let first = self.services.get_next(&KeyRef {
+            namespace,
+            name: b"",
+        });
+        first.is_some_and(|(key, _)| key.namespace.as_bytes() == namespace)
+    }
+
+    /// Whether a zone begins below a name: then the name exists (RFC 8020), be it in another zone's middle.
+    fn is_above_zone(&self, name: &[u8]) -> bool {
+        let zones = &self.fixed.zones;
+        self.complete
+            && zones.len() > 1
+            && zones
+                .iter()
+                .any(|zone| offset_of(zone.name.as_wire(), name) > Some(0))
+    }
+
+    /// The names that no service brings: the same from the first complete snapshot on.
+    fn fixed_names(&self) -> Vec<(usize, Name, Node)> {
+        let mut names = Vec::new();
+        for (index, zone) in self.fixed.zones.iter().enumerate() {
+            for path in [&[][..], &[SVC], &[DNS], &[NS, DNS]] {
+                if let (Some(node), Ok(name)) = (self.held(path), zone.name.descendant(path))
+                    && self.is_own(index, &name)
+                {
+                    names.push((index, name, node));
+                }
+            }
+        }
+        let mut between = BTreeMap::new();
+        for zone in &self.fixed.zones {
+            let mut name = zone.name.clone();
+            while let Some(parent) = name.parent() {
+                if let Some((index, offset)) = self.zone_of(parent.as_wire())
+                    && offset > 0
+                    && !self.is_held(&parent, offset)
+                {
+                    between.insert(parent.clone(), index);
+                }
+                name = parent;
+            }
+        }
+        names.extend(
+            between
+                .into_iter()
+                .map(|(name, zone)| (zone, name, Node::default())),
+        );
+        names
+    }
+
+    fn is_held(&self, name: &Name, offset: usize) -> bool {
+        let path: Vec<_> = labels(&name.as_wire()[..offset]).collect();
+        self.held(&path).is_some()
+    }
+
+    /// The names that the services bring into one zone.
+    fn service_names(&self, zone: usize) -> impl Iterator<Item = (usize, Name, Node)> + '_ {
+        let mut last_namespace = None;
+        let services = self.services.iter().flat_map(move |(key, records)| {
+            let namespace = (last_namespace.replace(&key.namespace) != Some(&key.namespace))
+                .then(|| (vec![key.namespace.as_bytes(), SVC], Node::default()));
+            let service = vec![key.name.as_bytes(), key.namespace.as_bytes(), SVC];
+            let endpoints = records.endpoints.iter().map({
+                let service = service.clone();
+                move |(label, addresses)| {
+                    let path = [&[label.as_bytes()], &service[..]].concat();
+                    (path, Node::holding(addresses))
+                }
+            });
+            let service = records.node().map(|node| (service, node));
+            namespace.into_iter().chain(service).chain(endpoints)
+        });
+        services.filter_map(move |(path, node)| {
+            let name = descendant(&self.fixed.zones[zone].name, &path).ok()?;
+            self.is_own(zone, &name).then_some((zone, name, node))
+        })
+    }
+
+    /// Whether no longer zone takes a name from this one.
+    fn is_own(&self, zone: usize, name: &Name) -> bool {
+        self.fixed.zones.len() == 1
+            || self
+                .zone_of(name.as_wire())
+                .is_some_and(|(index, _)| index == zone)
+    }
+}
+
+const SVC: &[u8] = b"svc";
+const DNS: &[u8] = b"dns";
+const NS: &[u8] = b"ns";
+
+/// The name of a path that objects asked for. They write their names in lower case; one that doesn't could never be
+/// found, because queries are folded.
+fn descendant(zone: &Name, path: &[&[u8]]) -> Result<Name, NameError> {
+    if path
+        .iter()
+        .any(|label| label.iter().any(u8::is_ascii_uppercase))
+    {
+        return Err(NameError::UpperCase);
+    }
+    zone.descendant(path)
+}
+
+/// The walk that finds what differs between two snapshots.
+struct Diff<'a> {
+    old: &'a Snapshot,
+    new: &'a Snapshot,
+    names: isize,
+    records: isize,
+    changes: Vec<Change>,
+    problems: Vec<NameProblem>,
+}
+
+impl Diff<'_> {
+    fn service(&mut self, key: &ServiceKey) {
+        const NONE: &[(Box<str>, AddressSet)] = &[];
+        let (old, new) = (self.old.services.get(key), self.new.services.get(key));
+        if old == new {
+            return;
+        }
+        let path = [key.name.as_bytes(), key.namespace.as_bytes(), SVC];
+        self.at(key, &path);
+        let old = old.map_or(NONE, |records| &records.endpoints);
+        let new = new.map_or(NONE, |records| &records.endpoints);
+        debug_assert!(
+            new.is_sorted_by(|(a, _), (b, _)| a < b),
+            "{key}: endpoints out of order"
+        );
+        for label in differing(old, new) {
+            self.at(key, &[label.as_bytes(), path[0], path[1], path[2]]);
+        }
+    }
+
+    /// Compares what stands at one path in every zone.
+    fn at(&mut self, key: &ServiceKey, path: &[&[u8]]) {
+        let (old, new) = (self.old.held(path), self.new.held(path));
+        if old == new {
+            return;
+        }
+        for (index, zone) in self.new.fixed.zones.iter().enumerate() {
+            match descendant(&zone.name, path) {
+                Ok(name) if self.new.is_own(index, &name) => {
+                    let or_above = |held: &Option<Node>, snapshot: &Snapshot| match held {
+                        None => snapshot.is_above_zone(name.as_wire()).then(Node::default),
+                        held => held.clone(),
+                    };
+                    let (old, new) = (or_above(&old, self.old), or_above(&new, self.new));
+                    self.record(index, name, old, new);
+                }
+                Ok(_) => {}
+                Err(error) if new.is_some() => self.problems.push(NameProblem {
+                    service: key.clone(),
+                    zone: zone.name.clone(),
+                    path: path
+                        .iter()
+                        .map(|label| String::from_utf8_lossy(label))
+                        .collect::<Vec<_>>()
+                        .join("."),
+                    error,
+                }),
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn record(&mut self, zone: usize, name: Name, old: Option<Node>, new: Option<Node>) {
+        if old == new {
+            return;
+        }
+        let size = |node: &Option<Node>| match node {
+            Some(node) => (1, node.record_count() as isize),
+            None => (0, 0),
+        };
+        let ((old_names, old_records), (new_names, new_records)) = (size(&old), size(&new));
+        self.names += new_names - old_names;
+        self.records += new_records - old_records;
+        self.changes.push(match new {
+            Some(node) => Change::Set { zone, name, node },
+            None => Change::Remove { zone, name },
+        });
+    }
+}
+
+/// The labels that only one of two sorted lists holds, or that they hold with different addresses.
+fn differing<'a>(
+    old: &'a [(Box<str>, AddressSet)],
+    new: &'a [(Box<str>, AddressSet)],
+) -> impl Iterator<Item = &'a str> {
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    std::iter::from_fn(move || {
+        loop {
+            let order = match (old.peek(), new.peek()) {
+                (None, None) => return None,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some((a, _)), Some((b, _))) => a.cmp(b),
+            };
+            match order {
+                Ordering::Less => return old.next().map(|(label, _)| &**label),
+                Ordering::Greater => return new.next().map(|(label, _)| &**label),
+                Ordering::Equal => match (old.next(), new.next()) {
+                    (Some((label, a)), Some((_, b))) if a != b => return Some(label),
+                    _ => {}
+                },
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const START: u64 = 1_800_000_000;
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn name(text: &str) -> Name {
+        Name::parse(text).unwrap()
+    }
+
+    fn set(addresses: &[&str]) -> AddressSet {
+        addresses
+            .iter()
+            .map(|address| address.parse::<IpAddr>().unwrap())
+            .collect()
+    }
+
+    fn empty(zones: &[&str]) -> Snapshot {
+        Snapshot::empty(SnapshotConfig {
+            zones: zones.iter().map(|zone| name(zone)).collect(),
+            ttl: 5,
+            nameservers: vec!["fd00::53".parse().unwrap()],
+        })
+    }
+
+    fn records(addresses: &[&str], endpoints: &[(&str, &[&str])]) -> ServiceRecords {
+        ServiceRecords {
+            addresses: set(addresses),
+            endpoints: endpoints
+                .iter()
+                .map(|(label, addresses)| ((*label).into(), set(addresses)))
+                .collect(),
+        }
+    }
+
+    fn node(addresses: &[&str]) -> Option<Node> {
+        Some(Node::holding(&set(addresses)))
+    }
+
+    /// What the snapshot says of a name: the outer `None` for one outside its zones.
+    fn lookup(snapshot: &Snapshot, text: &str) -> Option<Option<Node>> {
+        match snapshot.lookup(name(text).as_wire()) {
+            Lookup::OutsideZones => None,
+            Lookup::Absent { .. } => Some(None),
+            Lookup::Present { node, .. } => Some(Some(node)),
+        }
+    }
+
+    /// The changes as text: `+name` and `-name`, sorted.
+    fn summary(changes: &[Change]) -> Vec<String> {
+        let mut lines: Vec<_> = changes
+            .iter()
+            .map(|change| match change {
+                Change::Set { name, .. } => format!("+{name}"),
+                Change::Remove { name, .. } => format!("-{name}"),
+            })
+            .collect();
+        lines.sort();
+        lines
+    }
+
+    #[test]
+    fn an_empty_snapshot_says_nothing() {
+        let snapshot = empty(&["cluster.local"]);
+        assert!(!snapshot.complete());
+        assert_eq!(snapshot.names().count(), 0);
+        assert_eq!(lookup(&snapshot, "cluster.local"), Some(None));
+        assert_eq!(lookup(&snapshot, "example.com"), None);
+        assert_eq!(snapshot.lookup(b"\x07cluster"), Lookup::OutsideZones);
+    }
+
+    #[test]
+    fn the_first_set_of_objects_gives_every_name() {
+        let (snapshot, changes) = empty(&["cluster.local"]).with(Vec::new(), at(START));
+        assert!(snapshot.complete());
+        let fixed = [
+            "+cluster.local.",
+            "+dns.cluster.local.",
+            "+ns.dns.cluster.local.",
+            "+svc.cluster.local.",
+        ];
+        assert_eq!(summary(&changes), fixed);
+        let apex = Node {
+            apex: true,
+            ..Node::default()
+        };
+        assert_eq!(lookup(&snapshot, "cluster.local"), Some(Some(apex)));
+        assert_eq!(
+            lookup(&snapshot, "ns.dns.cluster.local"),
+            Some(node(&["fd00::53"]))
+        );
+        assert_eq!((snapshot.name_count(), snapshot.record_count()), (4, 3));
+        assert_eq!(
+            (snapshot.generation(), snapshot.serial()),
+            (1, START as u32)
+        );
+    }
+
+    #[test]
+    fn a_service_brings_its_names_and_takes_them_away() {
+        let key = ServiceKey::new("shop", "web");
+        let web = records(
+            &["fd00::1", "10.0.0.1"],
+            &[("a", &["fd00::1"]), ("b", &["10.0.0.1"])],
+        );
+        let (first, _) = empty(&["cluster.local"]).with(Vec::new(), at(START));
+        let (second, changes) = first.with(vec![(key.clone(), Some(web.clone()))], at(START));
+        let added = [
+            "+a.web.shop.svc.cluster.local.",
+            "+b.web.shop.svc.cluster.local.",
+            "+shop.svc.cluster.local.",
+            "+web.shop.svc.cluster.local.",
+        ];
+        assert_eq!(summary(&changes), added);
+        assert_eq!(
+            lookup(&second, "WEB.shop.SVC.cluster.local"),
+            Some(node(&["10.0.0.1", "fd00::1"]))
+        );
+        assert_eq!(
+            lookup(&second, "a.web.shop.svc.cluster.local"),
+            Some(node(&["fd00::1"]))
+        );
+        assert_eq!(lookup(&second, "c.web.shop.svc.cluster.local"), Some(None));
+        assert_eq!(
+            lookup(&second, "x.a.web.shop.svc.cluster.local"),
+            Some(None)
+        );
+        assert_eq!(lookup(&second, "shop.svc.cluster.local"), Some(node(&[])));
+        assert_eq!(
+            lookup(&first, "shop.svc.cluster.local"),
+            Some(None),
+            "an old snapshot stays as it is"
+        );
+
+        // Nothing new: no change.
+        assert_eq!(second.with(vec![(key.clone(), Some(web))], at(START)).1, []);
+
+        // One endpoint of two moves; the other is left alone.
+        let moved = records(
+            &["fd00::2", "10.0.0.1"],
+            &[("a", &["fd00::2"]), ("b", &["10.0.0.1"])],
+        );
+        let (third, changes) = second.with(vec![(key.clone(), Some(moved))], at(START));
+        assert_eq!(
+            summary(&changes),
+            [
+                "+a.web.shop.svc.cluster.local.",
+                "+web.shop.svc.cluster.local."
+            ]
+        );
+
+        // Without endpoints the names go, the namespace stays.
+        let (fourth, changes) = third.with(
+            vec![(key.clone(), Some(ServiceRecords::default()))],
+            at(START),
+        );
+        let removed = [
+            "-a.web.shop.svc.cluster.local.",
+            "-b.web.shop.svc.cluster.local.",
+            "-web.shop.svc.cluster.local.",
+        ];
+        assert_eq!(summary(&changes), removed);
+        assert_eq!(lookup(&fourth, "shop.svc.cluster.local"), Some(node(&[])));
+
+        let (fifth, changes) = fourth.with(vec![(key, None)], at(START));
+        assert_eq!(summary(&changes), ["-shop.svc.cluster.local."]);
+        assert_eq!((fifth.name_count(), fifth.record_count()), (4, 3));
+        assert_eq!(fifth.generation(), 5);
+    }
+
+    #[test]
+    fn the_longest_zone_answers() {
+        let key = ServiceKey::new("shop", "web");
+        let zones = [
+            "cluster.local",
+            "shop.svc.cluster.local",
+            "b.a.cluster.local",
+        ];
+        let (snapshot, _) =
+            empty(&zones).with(vec![(key, Some(records(&["fd00::1"], &[])))], at(START));
+        // The inner zone's apex, and nothing of the outer zone's namespace.
+        assert!(
+            lookup(&snapshot, "shop.svc.cluster.local")
+                .flatten()
+                .is_some_and(|node| node.apex)
+        );
+        assert_eq!(lookup(&snapshot, "web.shop.svc.cluster.local"), Some(None));
+        assert_eq!(
+            lookup(&snapshot, "web.shop.svc.shop.svc.cluster.local"),
+            Some(node(&["fd00::1"]))
+        );
+        assert_eq!(
+            lookup(&snapshot, "web.shop.svc.b.a.cluster.local"),
+            Some(node(&["fd00::1"]))
+        );
+        // RFC 8020: what stands between two apexes exists.
+        assert_eq!(lookup(&snapshot, "a.cluster.local"), Some(node(&[])));
+    }
+
+    #[test]
+    fn a_name_that_does_not_fit_is_left_out_alone() {
+        let long = format!("{}.{}.{}", "a".repeat(63), "b".repeat(63), "c".repeat(60));
+        let label = "e".repeat(63);
+        let service = records(&["fd00::1"], &[("a", &["fd00::1"]), (&label, &["fd00::2"])]);
+        let updates = vec![
+            (ServiceKey::new("shop", "web"), Some(service)),
+            (ServiceKey::new("Shop", "x"), None),
+        ];
+        let (snapshot, changes) = empty(&["cluster.local", &long]).with(updates, at(START));
+        assert_eq!(snapshot.problems().len(), 1, "{:?}", snapshot.problems());
+        assert_eq!(snapshot.problems()[0].error, NameError::TooLong);
+        assert_eq!(snapshot.problems()[0].path, format!("{label}.web.shop.svc"));
+        assert_eq!(changes.len(), snapshot.name_count());
+        assert_eq!(
+            lookup(&snapshot, &format!("{label}.web.shop.svc.cluster.local")),
+            Some(node(&["fd00::2"]))
+        );
+        assert_eq!(
+            lookup(&snapshot, &format!("a.web.shop.svc.{long}")),
+            Some(node(&["fd00::1"]))
+        );
+
+        let odd = vec![(
+            ServiceKey::new("shop", "Web"),
+            Some(records(&["fd00::1"], &[])),
+        )];
+        let (snapshot, changes) = snapshot.with(odd, at(START));
+        assert_eq!(changes, []);
+        assert_eq!(
+            snapshot
+                .problems()
+                .iter()
+                .map(|p| p.error)
+                .collect::<Vec<_>>(),
+            [NameError::UpperCase; 2]
+        );
+        let (snapshot, _) = snapshot.with(Vec::new(), at(START));
+        assert_eq!(snapshot.problems(), []);
+    }
+
+    #[test]
+    fn the_serial_never_goes_back() {
+        let (first, _) = empty(&["cluster.local"]).with(Vec::new(), at(START));
+        let (earlier, _) = first.with(Vec::new(), at(START - 100));
+        assert_eq!(earlier.serial(), START as u32);
+        let (later, _) = earlier.with(Vec::new(), at(START + 1));
+        assert_eq!(later.serial(), START as u32 + 1);
+        // Past 2038 at the start, and over the end of 32 bits in 2106.
+        let (late, _) = empty(&["cluster.local"]).with(Vec::new(), at((1 << 32) - 1));
+        assert_eq!(late.serial(), u32::MAX);
+        assert_eq!(late.with(Vec::new(), at((1 << 32) + 4)).0.serial(), 4);
+    }
+
+    #[test]
+    fn the_soa_of_a_zone() {
+        let long = format!("{0}.{0}.{0}.{1}", "a".repeat(63), "b".repeat(58));
+        let snapshot = empty(&["cluster.local", &long]);
+        let soa = snapshot.soa(&snapshot.zones()[0]);
+        assert_eq!(soa.mname, name("ns.dns.cluster.local"));
+        assert_eq!(soa.rname, name("hostmaster.cluster.local"));
+        assert_eq!(soa.minimum, 5);
+        assert_eq!(snapshot.soa(&snapshot.zones()[1]).mname, name(&long));
+    }
+
+    /// Few keys and values, so that a history meets each of them again.
+    fn updates() -> impl Strategy<Value = Vec<(ServiceKey, Option<ServiceRecords>)>> {
+        let addresses = prop::collection::vec(
+            prop::sample::select(vec!["10.0.0.1", "fd00::1", "fd00::2"]),
+            0..3,
+        );
+        let label = prop::sample::select(vec![
+            "a",
+            "b",
+            "c",
+            "0123456789012345678901234567890123456789",
+        ]);
+        let endpoints = prop::collection::btree_map(label, addresses.clone(), 0..4);
+        let records = (addresses, endpoints).prop_map(|(addresses, endpoints)| ServiceRecords {
+            addresses: set(&addresses),
+            endpoints: endpoints
+                .into_iter()
+                .map(|(label, addresses)| (label.into(), set(&addresses)))
+                .collect(),
+        });
+        let key = (
+            prop::sample::select(vec!["a", "b", "Odd"]),
+            prop::sample::select(vec!["a", "web", "x"]),
+        );
+        let update = (
+            key.prop_map(|(namespace, name)| ServiceKey::new(namespace, name)),
+            prop::option::of(records),
+        );
+        prop::collection::vec(update, 0..5)
+    }
+
+    proptest! {
+        #[test]
+        fn changes_add_up_to_the_names(history in prop::collection::vec(updates(), 1..12)) {
+            let long = format!("{0}.{0}.{0}.cluster.local", "l".repeat(63));
+            let zones = [
+                "cluster.local", "a.svc.cluster.local", "y.x.web.b.svc.cluster.local", "m.n.a.a.a.svc.cluster.local",
+                "cluster.local", "example", &long,
+            ];
+            let mut snapshot = empty(&zones);
+            let mut names = BTreeMap::new();
+            for updates in history {
+                let (next, changes) = snapshot.with(updates, at(START));
+                let count = changes.len();
+                let mut changed = BTreeSet::new();
+                for change in changes {
+                    match change {
+                        Change::Set { zone, name, node } => {
+                            prop_assert!(changed.insert(name.clone()), "{name} changes twice");
+                            let old = names.insert(name.clone(), (zone, node.clone()));
+                            prop_assert_ne!(old, Some((zone, node)), "{} set to what it was", name);
+                        }
+                        Change::Remove { zone, name } => {
+                            prop_assert!(changed.insert(name.clone()), "{name} changes twice");
+                            let old = names.remove(&name);
+                            prop_assert!(old.is_some_and(|old| old.0 == zone), "{name} removed, not there");
+                        }
+                    }
+                }
+                prop_assert!(count > 0 || next.names().count() == snapshot.names().count());
+                snapshot = next;
+                let listed: Vec<_> = snapshot.names().map(|(zone, name, node)| (name, (zone, node))).collect();
+                prop_assert_eq!(snapshot.name_count(), listed.len(), "a name is listed twice");
+                prop_assert_eq!(&listed.into_iter().collect::<BTreeMap<_, _>>(), &names);
+                let records: usize = names.values().map(|(_, node)| node.record_count()).sum();
+                prop_assert_eq!(snapshot.record_count(), records);
+                for (name, (zone, node)) in &names {
+                    let found = Lookup::Present { zone: &snapshot.zones()[*zone], node: node.clone() };
+                    prop_assert_eq!(snapshot.lookup(&name.as_wire().to_ascii_uppercase()), found, "{}", name);
+                }
+            }
+        }
+
+        #[test]
+        fn a_lookup_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let (snapshot, _) = empty(&["cluster.local", "."]).with(Vec::new(), at(START));
+            let found = snapshot.lookup(&bytes);
+            prop_assert_eq!(found == Lookup::OutsideZones, Name::from_wire(&bytes).is_err());
+        }
+    }
+}
