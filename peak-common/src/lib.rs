@@ -1,3 +1,22 @@
-//! What the kernel program and the host share.
+//! What Peak's kernel program and its host side share: reading packets, DNS, the table's layout, and the
+//! one function that turns a query into an answer, [`respond::respond`].
+//!
+//! Everything here is safe Rust without an allocator. Raw pointers, XDP actions and kernel helpers belong
+//! to `peak-ebpf`; it gives this crate a [`packet::Packet`] and [`table::Tables`], and so do host tests.
 #![no_std]
 #![forbid(unsafe_code)]
+
+#[cfg(not(target_endian = "little"))]
+compile_error!("the table's words and the packet's are little-endian alike: big-endian hosts need a port");
+
+#[cfg(test)]
+extern crate std;
+
+pub mod abi;
+pub mod dns;
+pub mod hash;
+pub mod net;
+pub mod packet;
+pub mod respond;
+pub mod table;
+pub mod verdict;

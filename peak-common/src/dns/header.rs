@@ -1,0 +1,102 @@
+//! The header (RFC 1035, section 4.1.1).
+
+use crate::{packet::Packet, verdict::PassReason};
+
+/// Bytes of a header.
+pub const HEADER: usize = 12;
+
+const QR: u16 = 0x8000;
+const OPCODE: u16 = 0x7800;
+const AA: u16 = 0x0400;
+const TC: u16 = 0x0200;
+const RD: u16 = 0x0100;
+const RA: u16 = 0x0080;
+const CD: u16 = 0x0010;
+
+/// NOERROR.
+pub const NOERROR: u16 = 0;
+/// NXDOMAIN.
+pub const NXDOMAIN: u16 = 3;
+
+/// A query's header.
+#[derive(Clone, Copy, Debug)]
+pub struct Header {
+    /// The ID, as it stands in the packet.
+    id: u16,
+    /// The flags, in the machine's byte order.
+    flags: u16,
+    /// Whether one additional record follows the question.
+    pub additional: bool,
+}
+
+impl Header {
+    /// Reads a query's header at `offset`.
+    ///
+    /// # Errors
+    /// What tells the message apart from a plain query.
+    #[inline(always)]
+    pub fn read<P: Packet>(packet: &P, offset: usize) -> Result<Self, PassReason> {
+        let bytes = packet.window::<HEADER>(offset).ok_or(PassReason::Truncated)?;
+        let flags = u16::from_be_bytes([bytes[2], bytes[3]]);
+        if flags & QR != 0 {
+            return Err(PassReason::Response);
+        }
+        if flags & OPCODE != 0 {
+            return Err(PassReason::Opcode);
+        }
+        if flags & TC != 0 {
+            return Err(PassReason::Truncated);
+        }
+        // RFC 9619, section 4: a QUERY carries one question. None at all is RFC 7873's, or nobody's.
+        if u16::from_be_bytes([bytes[4], bytes[5]]) != 1 {
+            return Err(PassReason::Questions);
+        }
+        let records = u32::from_be_bytes([bytes[6], bytes[7], bytes[8], bytes[9]]);
+        let additional = u16::from_be_bytes([bytes[10], bytes[11]]);
+        if records != 0 || additional > 1 {
+            return Err(PassReason::Sections);
+        }
+        Ok(Self {
+            id: u16::from_ne_bytes([bytes[0], bytes[1]]),
+            flags,
+            additional: additional == 1,
+        })
+    }
+
+    /// The header of an authoritative answer to this query: RD (RFC 1035) and CD (RFC 4035, section
+    /// 3.2.2) copied, everything else cleared but QR, AA, and RA where recursion is available.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reply(&self, recursion: bool, rcode: u16, counts: Counts) -> [u8; HEADER] {
+        let available = if recursion { RA } else { 0 };
+        let flags = self.flags & (RD | CD) | QR | AA | available | rcode;
+        let [i0, i1] = self.id.to_ne_bytes();
+        let [f0, f1] = flags.to_be_bytes();
+        let [a0, a1] = counts.answers.to_be_bytes();
+        [
+            i0,
+            i1,
+            f0,
+            f1,
+            0,
+            1,
+            a0,
+            a1,
+            0,
+            counts.authority as u8,
+            0,
+            counts.additional as u8,
+        ]
+    }
+}
+
+/// Records of a reply's sections.
+#[derive(Clone, Copy, Debug)]
+pub struct Counts {
+    /// Answers.
+    pub answers: u16,
+    /// Whether an SOA stands in the authority section.
+    pub authority: bool,
+    /// Whether an OPT stands in the additional section.
+    pub additional: bool,
+}

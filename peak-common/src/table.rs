@@ -1,0 +1,188 @@
+//! Looking up names: readers' side of the layout in [`crate::abi`].
+//!
+//! A hit costs the cache line of its bucket, those of its record (mostly one or two, with its addresses),
+//! and those of the hash key, which every query shares. A miss costs the bucket's.
+//!
+//! The writer publishes records by one store into a bucket. A reader that took the entry before sees the
+//! old record, which is not used again before every reader of that time has ended; one that takes it after
+//! sees the new. The record's words are reached through the entry, so the processor keeps their order.
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::{
+    abi::{
+        BUCKET_ENTRIES, BUCKET_WORDS, Control, Entry, GRANULE_BYTES, IndexRef, Interface,
+        MAX_RECORD_WORDS, Overflow, PROBES, RECORD_HEADER_WORDS, RecordHead, SEGMENT_BUCKETS,
+        SEGMENT_GRANULES, SEGMENT_WORDS, SERVED_SLOTS, Segment, Served, SetDescriptor, served_slot,
+        tag_of,
+    },
+    dns::name::Name,
+    packet::Packet,
+    verdict::QueryType,
+};
+
+/// The maps, as the program or a host test reaches them.
+pub trait Tables {
+    /// The control block.
+    fn control(&self) -> Option<&Control>;
+    /// A segment of an index.
+    fn index_segment(&self, slot: u32) -> Option<&Segment>;
+    /// A segment of the heap.
+    fn heap_segment(&self, slot: u32) -> Option<&Segment>;
+    /// A slot of the served addresses.
+    fn served(&self, slot: u32) -> Option<&Served>;
+}
+
+impl Segment {
+    /// `N` words from word `at`.
+    #[inline(always)]
+    #[must_use]
+    pub fn words<const N: usize>(&self, at: usize) -> Option<&[AtomicU64; N]> {
+        if at > SEGMENT_WORDS - N {
+            return None;
+        }
+        self.0[at..].first_chunk()
+    }
+}
+
+/// What the table says of a name.
+#[derive(Clone, Copy)]
+pub enum Found<'t> {
+    /// It exists.
+    Present(Record<'t>),
+    /// It does not, as far as the kernel holds the snapshot.
+    Absent,
+    /// The table cannot say.
+    AskFallback,
+}
+
+/// A name's record.
+#[derive(Clone, Copy)]
+pub struct Record<'t> {
+    words: &'t [AtomicU64; MAX_RECORD_WORDS],
+    /// Its head.
+    pub head: RecordHead,
+}
+
+impl Record<'_> {
+    /// The addresses of a type.
+    #[inline(always)]
+    #[must_use]
+    pub fn set(&self, query_type: QueryType) -> SetDescriptor {
+        let word = match query_type {
+            QueryType::Aaaa => 1,
+            QueryType::A => 2,
+        };
+        SetDescriptor(self.words[word].load(Relaxed))
+    }
+
+    /// Word `i` of the folded name, zeros after its end.
+    #[inline(always)]
+    #[must_use]
+    pub fn name_word(&self, i: usize) -> Option<u64> {
+        Some(self.words.get(RECORD_HEADER_WORDS + i)?.load(Relaxed))
+    }
+}
+
+/// Whether `address` and `port` (network byte order) are served on the interface.
+#[inline(always)]
+#[must_use]
+pub fn is_served<T: Tables>(tables: &T, ifindex: u32, address: [u64; 2], port: u16) -> bool {
+    let port = u32::from(port);
+    let first = served_slot(address, ifindex, port);
+    for probe in 0..PROBES {
+        let Some(served) = tables.served((first + probe) & (SERVED_SLOTS - 1)) else {
+            return false;
+        };
+        if served.address[1].load(Relaxed) == address[1]
+            && served.address[0].load(Relaxed) == address[0]
+            && served.ifindex.load(Relaxed) == ifindex
+            && served.port.load(Relaxed) == port
+        {
+            return true;
+        }
+    }
+    false
+}
+
+/// The place of an interface in its map: the first of at most [`PROBES`] slots that carries its index.
+#[inline(always)]
+pub fn interface<'t>(
+    ifindex: u32,
+    slot: impl Fn(u32) -> Option<&'t Interface>,
+) -> Option<(u32, &'t Interface)> {
+    for probe in 0..PROBES {
+        let at = (ifindex + probe) & (crate::abi::MAX_INTERFACES - 1);
+        let interface = slot(at)?;
+        if interface.ifindex.load(Relaxed) == ifindex {
+            return Some((at, interface));
+        }
+    }
+    None
+}
+
+/// Looks the packet's name up.
+#[inline(always)]
+pub fn find<'t, P: Packet, T: Tables>(
+    packet: &P,
+    name: &Name,
+    control: &Control,
+    tables: &'t T,
+) -> Found<'t> {
+    let index = IndexRef(control.index.load(Relaxed));
+    let tag = tag_of(name.hash);
+    let home = index.home(name.hash);
+    let mut at = home;
+    // Home first, then the alternate bucket, if anything of this tag ever went there.
+    for visit in 0..2 {
+        let Some(bucket) = bucket(tables, index, at) else {
+            return Found::AskFallback;
+        };
+        for slot in &bucket[..BUCKET_ENTRIES] {
+            let entry = Entry(slot.load(Relaxed));
+            if entry.tag() != tag || entry == Entry::EMPTY {
+                continue;
+            }
+            let Some(record) = record(tables, entry) else {
+                return Found::AskFallback;
+            };
+            if record.head.name_length() == name.length
+                && name.matches(packet, |i| record.name_word(i))
+            {
+                return Found::Present(record);
+            }
+        }
+        if visit == 1 {
+            break;
+        }
+        let overflow = Overflow(bucket[BUCKET_ENTRIES].load(Relaxed));
+        if overflow.unstored(tag) {
+            return Found::AskFallback;
+        }
+        if !overflow.spilled(tag) {
+            break;
+        }
+        at = index.alternate(home, tag);
+    }
+    Found::Absent
+}
+
+#[inline(always)]
+fn bucket<T: Tables>(tables: &T, index: IndexRef, at: u32) -> Option<&[AtomicU64; BUCKET_WORDS]> {
+    let segment = tables.index_segment(index.first_slot() + at / SEGMENT_BUCKETS)?;
+    segment.words((at % SEGMENT_BUCKETS) as usize * BUCKET_WORDS)
+}
+
+#[inline(always)]
+fn record<T: Tables>(tables: &T, entry: Entry) -> Option<Record<'_>> {
+    let (segment, at) = locate(tables, entry.location())?;
+    let words = segment.words(at)?;
+    Some(Record { words, head: RecordHead(words[0].load(Relaxed)) })
+}
+
+/// The segment and word of a location in the heap.
+#[inline(always)]
+pub fn locate<T: Tables>(tables: &T, location: u32) -> Option<(&Segment, usize)> {
+    let segment = tables.heap_segment(location / SEGMENT_GRANULES)?;
+    Some((segment, (location % SEGMENT_GRANULES) as usize * (GRANULE_BYTES / 8)))
+}
