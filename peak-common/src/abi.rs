@@ -12,10 +12,9 @@
 //!                              record = 3 header words, the name, and, where they fit, its addresses
 //! ```
 
-use core::{
-    mem::{offset_of, size_of},
-    sync::atomic::{AtomicU32, AtomicU64},
-};
+use core::mem::{offset_of, size_of};
+
+use crate::word::Word;
 
 /// Version of this layout. An agent adopts only maps that carry its own version.
 pub const ABI_VERSION: u32 = 1;
@@ -70,7 +69,7 @@ pub const COUNTERS: usize = 64;
 ///
 /// Words, because a word is what one store publishes whole.
 #[repr(C)]
-pub struct Segment(pub [AtomicU64; SEGMENT_WORDS]);
+pub struct Segment(pub [Word; SEGMENT_WORDS]);
 
 /// Where the index in force lies: `first_slot << 8 | bucket_bits`, one word so that a rehash is published whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -259,84 +258,89 @@ pub const RECORD_HEADER_WORDS: usize = 3;
 /// Words before and with the longest name.
 pub const MAX_RECORD_WORDS: usize = RECORD_HEADER_WORDS + NAME_WORDS;
 
-/// A zone that the kernel answers for.
+/// A zone that the kernel answers for. All fields here and below are words: BPF has no smaller atomics.
 #[repr(C)]
 pub struct Zone {
     /// The name's words, lower case, **from its end**: word 0 is its last 8 bytes. A partial last word
     /// holds the first bytes of the name in its upper end and zeros below.
-    pub suffix: [AtomicU64; NAME_WORDS],
+    pub suffix: [Word; NAME_WORDS],
     /// Bytes of the name on the wire, the root label included; 0: no zone here.
-    pub length: AtomicU32,
-    /// Serial of the SOA: see `docs` of the agent's snapshot for its rule.
-    pub serial: AtomicU32,
+    pub length: Word,
+    /// Serial of the SOA, 32 bits: see `docs` of the agent's snapshot for its rule.
+    pub serial: Word,
     /// Seconds: TTL of the SOA and its MINIMUM, hence of negative answers (RFC 2308, section 5).
-    pub ttl: AtomicU32,
-    /// Spelled-out padding.
-    pub reserved: AtomicU32,
+    pub ttl: Word,
 }
 
 /// What holds for the whole program; the only value of its map.
 #[repr(C)]
 pub struct Control {
     /// [`ABI_VERSION`] of whoever wrote the maps.
-    pub abi_version: AtomicU32,
+    pub abi_version: Word,
     /// [`Self::ENABLED`] and its like.
-    pub flags: AtomicU32,
+    pub flags: Word,
     /// The index in force, an [`IndexRef`].
-    pub index: AtomicU64,
+    pub index: Word,
     /// Generation of the snapshot that the table holds.
-    pub generation: AtomicU64,
+    pub generation: Word,
     /// Names in the table.
-    pub names: AtomicU64,
+    pub names: Word,
     /// Number of zones, in order of falling length, so that the first that fits is the closest.
-    pub zone_count: AtomicU32,
+    pub zone_count: Word,
     /// Depths at which a [`RecordHead::SUBTREE`] may be found; 0 ends the list.
-    pub subtree_depths: [AtomicU32; MAX_SUBTREE_DEPTHS],
-    /// Spelled-out padding.
-    pub reserved: AtomicU32,
+    pub subtree_depths: [Word; MAX_SUBTREE_DEPTHS],
     /// The hash function's secret, drawn once for these maps; see [`crate::hash`].
-    pub hash_key: [AtomicU64; 2 * NAME_WORDS],
+    pub hash_key: [Word; 2 * NAME_WORDS],
     /// The zones.
     pub zones: [Zone; MAX_ZONES],
 }
 
 impl Control {
     /// The operator's switch: without it every packet passes.
-    pub const ENABLED: u32 = 1;
+    pub const ENABLED: u64 = 1;
     /// The table holds a complete snapshot; without it nothing may be denied, so every packet passes.
-    pub const COMPLETE: u32 = 2;
+    pub const COMPLETE: u64 = 2;
     /// The fallback forwards: RA is set (RFC 1035, section 4.1.1).
-    pub const RECURSION_AVAILABLE: u32 = 4;
+    pub const RECURSION_AVAILABLE: u64 = 4;
 }
 
 /// An interface that the program is attached to. Its place in the map is `ifindex`, or one of the
 /// [`PROBES`] − 1 slots after it, modulo [`MAX_INTERFACES`]; the same place is its row of counters.
 #[repr(C)]
 pub struct Interface {
-    /// The interface's index; 0: free.
-    pub ifindex: AtomicU32,
+    /// The interface's index; 0: free. Written last, cleared first.
+    pub ifindex: Word,
     /// Greatest packet, IP header included, that may be sent, in bytes.
-    pub mtu: AtomicU32,
+    pub mtu: Word,
     /// The unicast MAC address in the word's first 6 bytes, then zeros.
-    pub mac: AtomicU64,
+    pub mac: Word,
+    /// Spelled-out padding: half a cache line.
+    pub reserved: u64,
 }
 
 /// An address and port that the agent serves on an interface; see [`served_slot`] for its place.
 #[repr(C)]
 pub struct Served {
     /// The address, 16 bytes in network order, as two words; IPv4 as `::ffff:a.b.c.d`.
-    pub address: [AtomicU64; 2],
-    /// The interface's index; 0: free. Written last, cleared first.
-    pub ifindex: AtomicU32,
-    /// The port in network byte order, then two zero bytes.
-    pub port: AtomicU32,
+    pub address: [Word; 2],
+    /// Interface and port, a [`service_key`]; 0: free. Written last, cleared first.
+    pub service: Word,
+    /// Spelled-out padding: half a cache line.
+    pub reserved: u64,
 }
 
-/// Where the search for a served address begins: in words and fields as [`Served`] holds them.
+/// Interface and port (in network byte order) as one word of [`Served`].
 #[inline(always)]
 #[must_use]
-pub const fn served_slot(address: [u64; 2], ifindex: u32, port: u32) -> u32 {
-    let mixed = address[0] ^ address[1] ^ ((ifindex as u64) << 32 | port as u64);
+pub const fn service_key(ifindex: u32, port: u16) -> u64 {
+    (port as u64) << 32 | ifindex as u64
+}
+
+/// Where the search for a served address begins: in words as [`Served`] holds them.
+#[inline(always)]
+#[must_use]
+pub const fn served_slot(address: [u64; 2], service: u64) -> u32 {
+    let mixed = address[0] ^ address[1] ^ service;
     (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32 & (SERVED_SLOTS - 1)
 }
 
@@ -353,12 +357,11 @@ pub type Counters = [u64; COUNTERS];
 
 const _: () = {
     assert!(size_of::<Segment>() == SEGMENT_BYTES);
-    assert!(size_of::<Zone>() == 272);
-    assert!(offset_of!(Control, index) == 8);
-    assert!(offset_of!(Control, zone_count) == 32);
-    assert!(offset_of!(Control, hash_key) == 56);
-    assert!(size_of::<Control>() == 56 + 512 + 64 * 272);
-    assert!(size_of::<Interface>() == 16);
-    assert!(size_of::<Served>() == 24);
+    assert!(size_of::<Zone>() == 280);
+    assert!(offset_of!(Control, hash_key) == 80);
+    assert!(offset_of!(Control, zones) == 592);
+    assert!(size_of::<Control>() == 592 + 64 * 280);
+    assert!(size_of::<Interface>() == 32);
+    assert!(size_of::<Served>() == 32);
     assert!(MIN_BUCKET_BITS == 14 && MAX_BUCKET_BITS == 21);
 };

@@ -27,7 +27,11 @@ pub const fn add_word(hash: u64, word: u64, keep: u64, keys: (u64, u64)) -> u64 
     let word = (word | CASE) & keep;
     let low = word & 0xffff_ffff;
     let high = word >> 32;
-    hash.wrapping_add(keys.0.wrapping_add(low).wrapping_mul(keys.1.wrapping_add(high)))
+    hash.wrapping_add(
+        keys.0
+            .wrapping_add(low)
+            .wrapping_mul(keys.1.wrapping_add(high)),
+    )
 }
 
 /// The hash of a name in wire format, root label included, as the program computes it from a packet.

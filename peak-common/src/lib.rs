@@ -4,10 +4,12 @@
 //! Everything here is safe Rust without an allocator. Raw pointers, XDP actions and kernel helpers belong
 //! to `peak-ebpf`; it gives this crate a [`packet::Packet`] and [`table::Tables`], and so do host tests.
 #![no_std]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 #[cfg(not(target_endian = "little"))]
-compile_error!("the table's words and the packet's are little-endian alike: big-endian hosts need a port");
+compile_error!(
+    "the table's words and the packet's are little-endian alike: big-endian hosts need a port"
+);
 
 #[cfg(test)]
 extern crate std;
@@ -20,3 +22,4 @@ pub mod packet;
 pub mod respond;
 pub mod table;
 pub mod verdict;
+pub mod word;

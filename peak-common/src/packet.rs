@@ -4,18 +4,23 @@
 /// follows packet pointers only so far.
 pub const MAX_OFFSET: usize = 0x3fff;
 
-/// Where a frame's bytes are after [`Packet::resize`].
+/// How a frame was given room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Resized {
-    /// Where they were: the frame has grown, or shrunk, at its tail.
-    InPlace,
-    /// So many bytes further: room was made before the head.
-    Moved(usize),
+pub enum Room {
+    /// At the tail, or taken from it: all bytes are where they were.
+    Tail,
+    /// Before the head: all bytes are so many further.
+    Head(usize),
 }
 
-/// The frame's buffer cannot take as many bytes. The frame is unchanged.
+/// Why a frame was not resized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoRoom;
+pub enum ResizeError {
+    /// Its buffer cannot take as many bytes. The frame is unchanged.
+    NoRoom,
+    /// It was, and is not as long as it should be: it has parts that are not seen here.
+    Length,
+}
 
 /// A frame that can be read, resized, and written: the kernel's, or a host test's.
 ///
@@ -30,11 +35,30 @@ pub trait Packet {
     /// As [`Self::window`], to be written.
     fn window_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]>;
 
-    /// Gives the frame `length` bytes, at its tail where there is room, else at its head.
+    /// Gives the frame `length` bytes, at its tail where there is room, else at its head. Where the bytes
+    /// at the frame's end then come from is not defined.
     ///
     /// # Errors
-    /// [`NoRoom`]; the frame is then as it was.
-    fn resize(&mut self, length: usize) -> Result<Resized, NoRoom>;
+    /// [`ResizeError::NoRoom`].
+    fn make_room(&mut self, length: usize) -> Result<Room, ResizeError>;
+
+    /// Gives the frame `length` bytes, of which the first `keep` are as they were.
+    ///
+    /// `length` is at least `keep + 8`, or less than the frame's.
+    ///
+    /// # Errors
+    /// [`ResizeError`].
+    #[inline(always)]
+    fn resize(&mut self, length: usize, keep: usize) -> Result<(), ResizeError> {
+        let room = self.make_room(length)?;
+        if self.len() != length {
+            return Err(ResizeError::Length);
+        }
+        match room {
+            Room::Tail => Ok(()),
+            Room::Head(by) => move_down(self, keep, by).ok_or(ResizeError::Length),
+        }
+    }
 
     /// `value`, unchanged, but so that the verifier does not know it.
     ///
@@ -69,6 +93,23 @@ pub trait Packet {
     }
 }
 
+/// Longest part of a query that its answer begins with: two tags, IPv6, UDP, header, question.
+const MAX_KEPT: usize = 22 + 40 + 8 + 12 + crate::abi::MAX_NAME + 4;
+
+/// Moves `length` bytes from offset `by` to the frame's start, a word at a time, upwards: what is written
+/// has been read. The last word may bring up to 7 bytes more.
+#[inline(always)]
+fn move_down<P: Packet + ?Sized>(packet: &mut P, length: usize, by: usize) -> Option<()> {
+    for i in 0..MAX_KEPT.div_ceil(8) {
+        if 8 * i >= length {
+            break;
+        }
+        let word = packet.word(by + 8 * i)?;
+        *packet.window_mut::<8>(8 * i)? = word.to_le_bytes();
+    }
+    Some(())
+}
+
 /// A frame in memory, with room around it: for tests and tools on the host.
 #[derive(Clone, Debug)]
 pub struct Buffer<const CAPACITY: usize> {
@@ -89,7 +130,12 @@ impl<const CAPACITY: usize> Buffer<CAPACITY> {
         let end = headroom + frame.len();
         assert!(end + tailroom <= CAPACITY, "the buffer is too small");
         bytes[headroom..end].copy_from_slice(frame);
-        Self { bytes, start: headroom, end, tail_end: end + tailroom }
+        Self {
+            bytes,
+            start: headroom,
+            end,
+            tail_end: end + tailroom,
+        }
     }
 
     /// The frame.
@@ -115,19 +161,21 @@ impl<const CAPACITY: usize> Packet for Buffer<CAPACITY> {
         if offset > MAX_OFFSET {
             return None;
         }
-        self.bytes[self.start..self.end].get_mut(offset..)?.first_chunk_mut()
+        self.bytes[self.start..self.end]
+            .get_mut(offset..)?
+            .first_chunk_mut()
     }
 
-    fn resize(&mut self, length: usize) -> Result<Resized, NoRoom> {
+    fn make_room(&mut self, length: usize) -> Result<Room, ResizeError> {
         let growth = length.saturating_sub(self.len());
         if self.start + length <= self.tail_end {
             self.end = self.start + length;
-            Ok(Resized::InPlace)
+            Ok(Room::Tail)
         } else if growth <= self.start {
             self.start -= growth;
-            Ok(Resized::Moved(growth))
+            Ok(Room::Head(growth))
         } else {
-            Err(NoRoom)
+            Err(ResizeError::NoRoom)
         }
     }
 }

@@ -4,8 +4,6 @@
 //! packet on. Nothing is written before [`Answer::write`], which first makes room, so that a packet
 //! that is passed is passed as it came.
 
-use core::sync::atomic::Ordering::Relaxed;
-
 use crate::{
     abi::{Control, Interface, MAX_SUBTREE_DEPTHS, RecordHead, Segment, SetDescriptor, Zone},
     dns::{
@@ -16,10 +14,10 @@ use crate::{
     },
     net::{
         checksum,
-        ethernet::{Ethernet, MAX_HEADER},
-        ip::{Datagram, UDP_HEADER},
+        ethernet::{self, Ethernet},
+        ip::{self, Datagram, Family, UDP_HEADER},
     },
-    packet::{Packet, Resized},
+    packet::{Packet, ResizeError},
     table::{self, Found, Tables},
     verdict::{AbortReason, Outcome, PassReason, QueryType, Verdict},
 };
@@ -38,11 +36,15 @@ const MAX_RECORDS: usize = (edns::PAYLOAD_SIZE - HEADER - 1 - TYPE_AND_CLASS) / 
 const TO_QUESTION: u16 = 0xc000 | HEADER as u16;
 
 /// An answer, decided, not yet written.
+///
+/// Whom it goes to, and its ID, are read from the packet once more when it is written: carrying them along
+/// costs more than the second look.
 pub struct Answer<'t> {
-    ethernet: Ethernet,
-    datagram: Datagram,
-    header: Header,
-    name: Name,
+    /// Where the IP header begins.
+    ip: usize,
+    family: Family,
+    name_length: usize,
+    name_sum: u64,
     query_type: QueryType,
     opt: Option<Opt>,
     recursion: bool,
@@ -52,7 +54,14 @@ pub struct Answer<'t> {
 /// What the answer says.
 enum Body<'t> {
     /// Addresses of a set, from `first` on, the set taken as a ring.
-    Addresses { segment: &'t Segment, word: usize, count: usize, first: usize, given: usize, ttl: u32 },
+    Addresses {
+        segment: &'t Segment,
+        word: usize,
+        count: usize,
+        first: usize,
+        given: usize,
+        ttl: u32,
+    },
     /// Nothing: the SOA says for how long (RFC 2308, section 3).
     Negative { outcome: Outcome, soa: Soa },
 }
@@ -73,26 +82,53 @@ impl Soa {
     const RETRY: u32 = 1800;
     const EXPIRE: u32 = 86400;
 
-    /// The record. TTL and MINIMUM are one value, so that their minimum is it (RFC 2308, section 5).
-    #[inline(always)]
-    fn record(self) -> [u8; Self::LENGTH] {
-        let [z0, z1] = (0xc000 | (HEADER + self.zone_offset) as u16).to_be_bytes();
-        let [y0, y1] = TYPE_SOA.to_be_bytes();
-        let [c0, c1] = CLASS_IN.to_be_bytes();
-        let [t0, t1, t2, t3] = self.ttl.to_be_bytes();
-        let [s0, s1, s2, s3] = self.serial.to_be_bytes();
+    /// The record, but for what varies.
+    #[rustfmt::skip]
+    const TEMPLATE: [u8; Self::LENGTH] = {
         let [f0, f1, f2, f3] = Self::REFRESH.to_be_bytes();
         let [r0, r1, r2, r3] = Self::RETRY.to_be_bytes();
         let [e0, e1, e2, e3] = Self::EXPIRE.to_be_bytes();
-        #[rustfmt::skip]
-        let record = [
-            z0, z1, y0, y1, c0, c1, t0, t1, t2, t3, 0, (Self::LENGTH - RECORD_PREFIX) as u8,
-            2, b'n', b's', 3, b'd', b'n', b's', z0, z1,
-            10, b'h', b'o', b's', b't', b'm', b'a', b's', b't', b'e', b'r', z0, z1,
-            s0, s1, s2, s3, f0, f1, f2, f3, r0, r1, r2, r3, e0, e1, e2, e3, t0, t1, t2, t3,
-        ];
-        record
+        [
+            0, 0, 0, TYPE_SOA as u8, 0, CLASS_IN as u8, 0, 0, 0, 0, 0, (Self::LENGTH - RECORD_PREFIX) as u8,
+            2, b'n', b's', 3, b'd', b'n', b's', 0, 0,
+            10, b'h', b'o', b's', b't', b'm', b'a', b's', b't', b'e', b'r', 0, 0,
+            0, 0, 0, 0, f0, f1, f2, f3, r0, r1, r2, r3, e0, e1, e2, e3, 0, 0, 0, 0,
+        ]
+    };
+    /// Where the pointers to the zone's name stand: owner, MNAME, RNAME.
+    const OWNER: usize = 0;
+    const MNAME: usize = 19;
+    const RNAME: usize = 32;
+    const TTL: usize = 6;
+    const SERIAL: usize = 34;
+    const MINIMUM: usize = 50;
+    const TEMPLATE_SUM: u64 = sum_of(&Self::TEMPLATE);
+
+    /// Writes the record, and returns its sum. TTL and MINIMUM are one value, so that the lesser of them
+    /// is it (RFC 2308, section 5).
+    #[inline(always)]
+    fn write(self, record: &mut [u8; Self::LENGTH]) -> u64 {
+        let zone = (0xc000 | (HEADER + self.zone_offset) as u16).to_be();
+        let (ttl, serial) = (self.ttl.to_be(), self.serial.to_be());
+        *record = Self::TEMPLATE;
+        put(record, Self::OWNER, zone.to_le_bytes());
+        put(record, Self::MNAME, zone.to_le_bytes());
+        put(record, Self::RNAME, zone.to_le_bytes());
+        put(record, Self::TTL, ttl.to_le_bytes());
+        put(record, Self::SERIAL, serial.to_le_bytes());
+        put(record, Self::MINIMUM, ttl.to_le_bytes());
+        // MNAME's pointer is at an odd offset.
+        Self::TEMPLATE_SUM
+            + 2 * u64::from(zone)
+            + u64::from(zone.swap_bytes())
+            + 2 * u64::from(ttl)
+            + u64::from(serial)
     }
+}
+
+#[inline(always)]
+fn put<const N: usize, const M: usize>(bytes: &mut [u8; N], at: usize, value: [u8; M]) {
+    bytes[at..at + M].copy_from_slice(&value);
 }
 
 /// Decides what becomes of a packet that came in on `interface`.
@@ -110,16 +146,21 @@ pub fn respond<'t, P: Packet, T: Tables>(
 ) -> Result<Answer<'t>, PassReason> {
     let ethernet = Ethernet::read(packet)?;
     let datagram = Datagram::read(packet, ethernet.end, ethernet.ether_type)?;
-    let ifindex = interface.ifindex.load(Relaxed);
-    if !table::is_served(tables, ifindex, datagram.destination, datagram.destination_port) {
+    let ifindex = interface.ifindex.load() as u32;
+    if !table::is_served(
+        tables,
+        ifindex,
+        datagram.destination,
+        datagram.destination_port,
+    ) {
         return Err(PassReason::NotServed);
     }
     // Also what is sent to a group, and what a promiscuous interface overhears.
-    if ethernet.destination != interface.mac.load(Relaxed) {
+    if ethernet.destination != interface.mac.load() {
         return Err(PassReason::OtherHost);
     }
     let control = tables.control().ok_or(PassReason::NotReady)?;
-    let flags = control.flags.load(Relaxed);
+    let flags = control.flags.load();
     if flags & Control::ENABLED == 0 {
         return Err(PassReason::Disabled);
     }
@@ -165,7 +206,10 @@ pub fn respond<'t, P: Packet, T: Tables>(
             }
             let set = record.set(query_type);
             if set.count() == 0 {
-                let zone = control.zones.get(record.head.zone()).ok_or(PassReason::AskFallback)?;
+                let zone = control
+                    .zones
+                    .get(record.head.zone())
+                    .ok_or(PassReason::AskFallback)?;
                 negative(&name, zone, Outcome::NoData)
             } else {
                 addresses(tables, set, record.head.ttl(), query_type, draw)?
@@ -173,7 +217,7 @@ pub fn respond<'t, P: Packet, T: Tables>(
         }
         Found::Absent => {
             let zone = name.zone(packet, control).ok_or(PassReason::ForeignName)?;
-            let boundary = name.length.wrapping_sub(zone.length.load(Relaxed) as usize);
+            let boundary = name.length.wrapping_sub(zone.length.load() as usize);
             let labels = name.labels(packet, boundary).ok_or(PassReason::Name)?;
             if below_subtree(packet, &name, labels, control, tables) {
                 return Err(PassReason::AskFallback);
@@ -184,11 +228,22 @@ pub fn respond<'t, P: Packet, T: Tables>(
     };
 
     let recursion = flags & Control::RECURSION_AVAILABLE != 0;
-    let answer = Answer { ethernet, datagram, header, name, query_type, opt, recursion, body };
-    let limit = opt.map_or(edns::PLAIN_PAYLOAD_SIZE, |opt| opt.payload_size()).min(edns::PAYLOAD_SIZE);
+    let answer = Answer {
+        ip: ethernet.end,
+        family: datagram.family,
+        name_length: name.length,
+        name_sum: name.sum,
+        query_type,
+        opt,
+        recursion,
+        body,
+    };
+    let limit = opt
+        .map_or(edns::PLAIN_PAYLOAD_SIZE, |opt| opt.payload_size())
+        .min(edns::PAYLOAD_SIZE);
     let length = answer.message_length();
-    let packet_length = length + UDP_HEADER + answer.datagram.family.header();
-    if length > limit || packet_length > interface.mtu.load(Relaxed) as usize {
+    let packet_length = length + UDP_HEADER + answer.family.header();
+    if length > limit || packet_length > interface.mtu.load() as usize {
         return Err(PassReason::TooLarge);
     }
     Ok(answer)
@@ -197,9 +252,9 @@ pub fn respond<'t, P: Packet, T: Tables>(
 #[inline(always)]
 fn negative<'t>(name: &Name, zone: &Zone, outcome: Outcome) -> Body<'t> {
     let soa = Soa {
-        zone_offset: name.length.wrapping_sub(zone.length.load(Relaxed) as usize) & 0xff,
-        serial: zone.serial.load(Relaxed),
-        ttl: zone.ttl.load(Relaxed),
+        zone_offset: name.length.wrapping_sub(zone.length.load() as usize) & 0xff,
+        serial: zone.serial.load() as u32,
+        ttl: zone.ttl.load() as u32,
     };
     Body::Negative { outcome, soa }
 }
@@ -229,8 +284,19 @@ fn addresses<T: Tables>(
         return Err(PassReason::AskFallback);
     }
     // Each address comes first equally often: the upper half of a product is uniform over `count`.
-    let first = if count == 1 { 0 } else { (u64::from(draw()) * count as u64 >> 32) as usize };
-    Ok(Body::Addresses { segment, word, count, first, given, ttl })
+    let first = if count == 1 {
+        0
+    } else {
+        (u64::from(draw()) * count as u64 >> 32) as usize
+    };
+    Ok(Body::Addresses {
+        segment,
+        word,
+        count,
+        first,
+        given,
+        ttl,
+    })
 }
 
 /// Whether an ancestor of the name leaves all that is below it to the fallback.
@@ -243,7 +309,7 @@ fn below_subtree<P: Packet, T: Tables>(
     tables: &T,
 ) -> bool {
     for i in 0..MAX_SUBTREE_DEPTHS {
-        let depth = control.subtree_depths[i].load(Relaxed) as usize;
+        let depth = control.subtree_depths[i].load() as usize;
         if depth == 0 {
             break;
         }
@@ -296,7 +362,7 @@ impl Answer<'_> {
             Body::Negative { .. } => Soa::LENGTH,
         };
         let opt = if self.opt.is_some() { edns::OPT } else { 0 };
-        HEADER + self.name.length + TYPE_AND_CLASS + body + opt
+        HEADER + self.name_length + TYPE_AND_CLASS + body + opt
     }
 
     #[inline(always)]
@@ -313,113 +379,96 @@ impl Answer<'_> {
     /// [`WriteError`].
     #[inline(always)]
     pub fn write<P: Packet>(&self, packet: &mut P) -> Result<(), WriteError> {
-        let message = self.name.start - HEADER;
-        let length = message + self.message_length();
+        let message = self.ip + self.family.header() + UDP_HEADER;
+        let question_end = message + HEADER + self.name_length + TYPE_AND_CLASS;
         // From here on, the packet is no longer the query.
-        let resized = packet.resize(length).map_err(|_| WriteError::NoRoom)?;
-        if packet.len() != length {
-            return Err(WriteError::Aborted(AbortReason::Resized));
-        }
-        self.write_frame(packet, message, resized)
+        packet
+            .resize(message + self.message_length(), question_end)
+            .map_err(|error| match error {
+                ResizeError::NoRoom => WriteError::NoRoom,
+                ResizeError::Length => WriteError::Aborted(AbortReason::Resized),
+            })?;
+        self.write_frame(packet, message)
             .ok_or(WriteError::Aborted(AbortReason::Table))
     }
 
     #[inline(always)]
-    fn write_frame<P: Packet>(
-        &self,
-        packet: &mut P,
-        message: usize,
-        resized: Resized,
-    ) -> Option<()> {
-        let question = self.name.start;
-        let question_length = self.name.length + TYPE_AND_CLASS;
-        if let Resized::Moved(by) = resized {
-            move_down(packet, question, question_length, by)?;
-        }
-        *packet.window_mut::<MAX_HEADER>(0)? = self.ethernet.reply();
-
-        let mut at = question + self.name.length;
+    fn write_frame<P: Packet>(&self, packet: &mut P, message: usize) -> Option<()> {
+        let mut at = message + HEADER + self.name_length;
         let mut sum = u64::from(u32::from_le_bytes(*packet.window::<TYPE_AND_CLASS>(at)?));
         at += TYPE_AND_CLASS;
         let mut answers = 0;
         match self.body {
-            Body::Addresses { segment, word, count, first, given, ttl } => {
+            Body::Addresses {
+                segment,
+                word,
+                count,
+                first,
+                given,
+                ttl,
+            } => {
                 answers = given as u16;
                 sum += match self.query_type {
                     QueryType::Aaaa => {
-                        let prefix = record_prefix(TYPE_AAAA, ttl, 16);
+                        let prefix = RecordPrefix::new(TYPE_AAAA, ttl, 16);
                         let written = write_ring(given, count, first, |index| {
                             let [low, high] = segment.words::<2>(word + 2 * index)?;
-                            let (low, high) = (low.load(Relaxed), high.load(Relaxed));
+                            let (low, high) = (low.load(), high.load());
                             let record = packet.window_mut::<AAAA_RECORD>(at)?;
-                            let [head @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] = record;
-                            *head = prefix;
-                            record[12..20].copy_from_slice(&low.to_le_bytes());
-                            record[20..28].copy_from_slice(&high.to_le_bytes());
+                            prefix.write(record);
+                            put(record, RECORD_PREFIX, low.to_le_bytes());
+                            put(record, RECORD_PREFIX + 8, high.to_le_bytes());
                             at += AAAA_RECORD;
                             Some(checksum::add(checksum::add(0, low), high))
                         })?;
-                        written + given as u64 * prefix_sum(&prefix)
+                        written + given as u64 * prefix.sum()
                     }
                     QueryType::A => {
-                        let prefix = record_prefix(TYPE_A, ttl, 4);
+                        let prefix = RecordPrefix::new(TYPE_A, ttl, 4);
                         let written = write_ring(given, count, first, |index| {
                             let [pair] = segment.words::<1>(word + index / 2)?;
-                            let address = (pair.load(Relaxed) >> ((index & 1) * 32)) as u32;
+                            let address = (pair.load() >> ((index & 1) * 32)) as u32;
                             let record = packet.window_mut::<A_RECORD>(at)?;
-                            let [head @ .., _, _, _, _] = record;
-                            *head = prefix;
-                            record[12..16].copy_from_slice(&address.to_le_bytes());
+                            prefix.write(record);
+                            put(record, RECORD_PREFIX, address.to_le_bytes());
                             at += A_RECORD;
                             Some(u64::from(address))
                         })?;
-                        written + given as u64 * prefix_sum(&prefix)
+                        written + given as u64 * prefix.sum()
                     }
                 };
             }
             Body::Negative { soa, .. } => {
-                let record = soa.record();
-                *packet.window_mut::<{ Soa::LENGTH }>(at)? = record;
+                sum += soa.write(packet.window_mut(at)?);
                 at += Soa::LENGTH;
-                sum += sum_of(&record);
             }
         }
         if let Some(opt) = self.opt {
-            let record = opt.reply();
-            *packet.window_mut::<{ edns::OPT }>(at)? = record;
-            sum += sum_of(&record);
+            let record = packet.window_mut::<{ edns::OPT }>(at)?;
+            let first = opt.reply();
+            put(record, 0, first.to_le_bytes());
+            put(record, 8, [0; 3]);
+            sum = checksum::add(sum, first);
         }
-        if self.name.length & 1 == 1 {
+        if self.name_length & 1 == 1 {
             sum = checksum::at_odd_offset(sum);
         }
+        sum += u64::from(checksum::fold(self.name_sum));
 
-        let negative = matches!(self.body, Body::Negative { .. });
+        let counts = Counts {
+            answers,
+            authority: matches!(self.body, Body::Negative { .. }),
+            additional: self.opt.is_some(),
+        };
         let rcode = match self.outcome() {
             Outcome::Records | Outcome::NoData => header::NOERROR,
             Outcome::NxDomain => header::NXDOMAIN,
         };
-        let counts = Counts { answers, authority: negative, additional: self.opt.is_some() };
-        let header = self.header.reply(self.recursion, rcode, counts);
-        *packet.window_mut::<HEADER>(message)? = header;
-        sum += sum_of(&header) + u64::from(checksum::fold(self.name.sum));
-
+        sum += header::turn(packet, message, self.recursion, rcode, counts)?;
         let length = UDP_HEADER + self.message_length();
-        self.datagram.write_reply(packet, self.ethernet.end, length, sum)
+        ip::turn(packet, self.ip, self.family, length, sum)?;
+        ethernet::turn(packet)
     }
-}
-
-/// Moves `length` bytes from `to + by` down to `to`, a word at a time, which may write up to 7 bytes more.
-#[inline(always)]
-fn move_down<P: Packet>(packet: &mut P, to: usize, length: usize, by: usize) -> Option<()> {
-    const MAX_WORDS: usize = (crate::abi::MAX_NAME + TYPE_AND_CLASS).div_ceil(8);
-    for i in 0..MAX_WORDS {
-        if 8 * i >= length {
-            break;
-        }
-        let word = packet.word(to + by + 8 * i)?;
-        *packet.window_mut::<8>(to + 8 * i)? = word.to_le_bytes();
-    }
-    Some(())
 }
 
 /// Calls `write` for `given` elements of a ring of `count` from `first` on, and adds what it returns.
@@ -445,29 +494,44 @@ fn write_ring(
     Some(sum)
 }
 
-#[inline(always)]
-const fn record_prefix(record_type: u16, ttl: u32, length: u8) -> [u8; RECORD_PREFIX] {
-    let [n0, n1] = TO_QUESTION.to_be_bytes();
-    let [y0, y1] = record_type.to_be_bytes();
-    let [c0, c1] = CLASS_IN.to_be_bytes();
-    let [t0, t1, t2, t3] = ttl.to_be_bytes();
-    [n0, n1, y0, y1, c0, c1, t0, t1, t2, t3, 0, length]
-}
+/// A record but for its data, the first byte lowest: 8 bytes and 4.
+#[derive(Clone, Copy)]
+struct RecordPrefix(u64, u32);
 
-#[inline(always)]
-fn prefix_sum(prefix: &[u8; RECORD_PREFIX]) -> u64 {
-    sum_of(prefix)
-}
-
-/// The sum of an array's 16-bit words; an odd last byte counts as followed by zero.
-#[inline(always)]
-fn sum_of<const N: usize>(bytes: &[u8; N]) -> u64 {
-    let mut sum = 0;
-    let mut pairs = bytes.chunks_exact(2);
-    for pair in &mut pairs {
-        sum += u64::from(u16::from_le_bytes([pair[0], pair[1]]));
+impl RecordPrefix {
+    #[inline(always)]
+    const fn new(record_type: u16, ttl: u32, length: u16) -> Self {
+        let ttl = ttl.to_be();
+        Self(
+            TO_QUESTION.to_be() as u64
+                | (record_type.to_be() as u64) << 16
+                | (CLASS_IN.to_be() as u64) << 32
+                | (ttl as u64) << 48,
+            ttl >> 16 | (length.to_be() as u32) << 16,
+        )
     }
-    sum + pairs.remainder().first().map_or(0, |&last| u64::from(last))
+
+    #[inline(always)]
+    fn write<const N: usize>(self, record: &mut [u8; N]) {
+        put(record, 0, self.0.to_le_bytes());
+        put(record, 8, self.1.to_le_bytes());
+    }
+
+    #[inline(always)]
+    const fn sum(self) -> u64 {
+        checksum::add(self.1 as u64, self.0)
+    }
+}
+
+/// The sum of an array's 16-bit words.
+const fn sum_of<const N: usize>(bytes: &[u8; N]) -> u64 {
+    let mut sum = 0;
+    let mut i = 0;
+    while i < N {
+        sum += (bytes[i] as u64) << (8 * (i & 1));
+        i += 1;
+    }
+    sum
 }
 
 /// Answers the packet in place, or leaves it alone: all that becomes of it but the sending.

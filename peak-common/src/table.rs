@@ -7,18 +7,17 @@
 //! old record, which is not used again before every reader of that time has ended; one that takes it after
 //! sees the new. The record's words are reached through the entry, so the processor keeps their order.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
 use crate::{
     abi::{
         BUCKET_ENTRIES, BUCKET_WORDS, Control, Entry, GRANULE_BYTES, IndexRef, Interface,
         MAX_RECORD_WORDS, Overflow, PROBES, RECORD_HEADER_WORDS, RecordHead, SEGMENT_BUCKETS,
         SEGMENT_GRANULES, SEGMENT_WORDS, SERVED_SLOTS, Segment, Served, SetDescriptor, served_slot,
-        tag_of,
+        service_key, tag_of,
     },
     dns::name::Name,
     packet::Packet,
     verdict::QueryType,
+    word::Word,
 };
 
 /// The maps, as the program or a host test reaches them.
@@ -37,7 +36,7 @@ impl Segment {
     /// `N` words from word `at`.
     #[inline(always)]
     #[must_use]
-    pub fn words<const N: usize>(&self, at: usize) -> Option<&[AtomicU64; N]> {
+    pub fn words<const N: usize>(&self, at: usize) -> Option<&[Word; N]> {
         if at > SEGMENT_WORDS - N {
             return None;
         }
@@ -59,7 +58,7 @@ pub enum Found<'t> {
 /// A name's record.
 #[derive(Clone, Copy)]
 pub struct Record<'t> {
-    words: &'t [AtomicU64; MAX_RECORD_WORDS],
+    words: &'t [Word; MAX_RECORD_WORDS],
     /// Its head.
     pub head: RecordHead,
 }
@@ -73,14 +72,14 @@ impl Record<'_> {
             QueryType::Aaaa => 1,
             QueryType::A => 2,
         };
-        SetDescriptor(self.words[word].load(Relaxed))
+        SetDescriptor(self.words[word].load())
     }
 
     /// Word `i` of the folded name, zeros after its end.
     #[inline(always)]
     #[must_use]
     pub fn name_word(&self, i: usize) -> Option<u64> {
-        Some(self.words.get(RECORD_HEADER_WORDS + i)?.load(Relaxed))
+        Some(self.words.get(RECORD_HEADER_WORDS + i)?.load())
     }
 }
 
@@ -88,16 +87,15 @@ impl Record<'_> {
 #[inline(always)]
 #[must_use]
 pub fn is_served<T: Tables>(tables: &T, ifindex: u32, address: [u64; 2], port: u16) -> bool {
-    let port = u32::from(port);
-    let first = served_slot(address, ifindex, port);
+    let service = service_key(ifindex, port);
+    let first = served_slot(address, service);
     for probe in 0..PROBES {
         let Some(served) = tables.served((first + probe) & (SERVED_SLOTS - 1)) else {
             return false;
         };
-        if served.address[1].load(Relaxed) == address[1]
-            && served.address[0].load(Relaxed) == address[0]
-            && served.ifindex.load(Relaxed) == ifindex
-            && served.port.load(Relaxed) == port
+        if served.service.load() == service
+            && served.address[0].load() == address[0]
+            && served.address[1].load() == address[1]
         {
             return true;
         }
@@ -114,7 +112,7 @@ pub fn interface<'t>(
     for probe in 0..PROBES {
         let at = (ifindex + probe) & (crate::abi::MAX_INTERFACES - 1);
         let interface = slot(at)?;
-        if interface.ifindex.load(Relaxed) == ifindex {
+        if interface.ifindex.load() == u64::from(ifindex) {
             return Some((at, interface));
         }
     }
@@ -129,7 +127,7 @@ pub fn find<'t, P: Packet, T: Tables>(
     control: &Control,
     tables: &'t T,
 ) -> Found<'t> {
-    let index = IndexRef(control.index.load(Relaxed));
+    let index = IndexRef(control.index.load());
     let tag = tag_of(name.hash);
     let home = index.home(name.hash);
     let mut at = home;
@@ -139,7 +137,7 @@ pub fn find<'t, P: Packet, T: Tables>(
             return Found::AskFallback;
         };
         for slot in &bucket[..BUCKET_ENTRIES] {
-            let entry = Entry(slot.load(Relaxed));
+            let entry = Entry(slot.load());
             if entry.tag() != tag || entry == Entry::EMPTY {
                 continue;
             }
@@ -155,7 +153,7 @@ pub fn find<'t, P: Packet, T: Tables>(
         if visit == 1 {
             break;
         }
-        let overflow = Overflow(bucket[BUCKET_ENTRIES].load(Relaxed));
+        let overflow = Overflow(bucket[BUCKET_ENTRIES].load());
         if overflow.unstored(tag) {
             return Found::AskFallback;
         }
@@ -168,7 +166,7 @@ pub fn find<'t, P: Packet, T: Tables>(
 }
 
 #[inline(always)]
-fn bucket<T: Tables>(tables: &T, index: IndexRef, at: u32) -> Option<&[AtomicU64; BUCKET_WORDS]> {
+fn bucket<T: Tables>(tables: &T, index: IndexRef, at: u32) -> Option<&[Word; BUCKET_WORDS]> {
     let segment = tables.index_segment(index.first_slot() + at / SEGMENT_BUCKETS)?;
     segment.words((at % SEGMENT_BUCKETS) as usize * BUCKET_WORDS)
 }
@@ -177,12 +175,18 @@ fn bucket<T: Tables>(tables: &T, index: IndexRef, at: u32) -> Option<&[AtomicU64
 fn record<T: Tables>(tables: &T, entry: Entry) -> Option<Record<'_>> {
     let (segment, at) = locate(tables, entry.location())?;
     let words = segment.words(at)?;
-    Some(Record { words, head: RecordHead(words[0].load(Relaxed)) })
+    Some(Record {
+        words,
+        head: RecordHead(words[0].load()),
+    })
 }
 
 /// The segment and word of a location in the heap.
 #[inline(always)]
 pub fn locate<T: Tables>(tables: &T, location: u32) -> Option<(&Segment, usize)> {
     let segment = tables.heap_segment(location / SEGMENT_GRANULES)?;
-    Some((segment, (location % SEGMENT_GRANULES) as usize * (GRANULE_BYTES / 8)))
+    Some((
+        segment,
+        (location % SEGMENT_GRANULES) as usize * (GRANULE_BYTES / 8),
+    ))
 }

@@ -142,7 +142,9 @@ impl Verdict {
         QueryType::ALL
             .iter()
             .flat_map(|&query_type| {
-                Outcome::ALL.iter().map(move |&outcome| Self::Answered(query_type, outcome))
+                Outcome::ALL
+                    .iter()
+                    .map(move |&outcome| Self::Answered(query_type, outcome))
             })
             .chain(PassReason::ALL.iter().map(|&reason| Self::Passed(reason)))
             .chain(AbortReason::ALL.iter().map(|&reason| Self::Aborted(reason)))

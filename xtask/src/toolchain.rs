@@ -160,12 +160,14 @@ pub(crate) fn bpf_cargo(verb: &str) -> Result<Command> {
 }
 
 /// How code for the kernel is compiled.
-fn bpf_flags() -> [String; 5] {
+fn bpf_flags() -> [String; 6] {
     [
         // Which registers a probe finds its arguments in; aya-ebpf asks.
         format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
         // 32-bit instructions and jumps, atomics that return a value: all in the kernels that Peak supports.
         "-Ctarget-cpu=v3".to_owned(),
+        // Where the processor can load any word from any address, so can BPF: packets align nothing.
+        "-Ctarget-feature=+allows-misaligned-mem-access".to_owned(),
         // BTF is made from debug information: maps and the verifier's messages need it.
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),

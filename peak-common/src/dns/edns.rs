@@ -39,8 +39,11 @@ impl Opt {
         let options = offset + OPT;
         let options_end = options + usize::from(u16::from_be_bytes([bytes[9], bytes[10]]));
         if options_end != end {
-            let reason =
-                if options_end < end { PassReason::Leftover } else { PassReason::Truncated };
+            let reason = if options_end < end {
+                PassReason::Leftover
+            } else {
+                PassReason::Truncated
+            };
             return Err(reason);
         }
         let opt = Self {
@@ -59,7 +62,11 @@ impl Opt {
                 return Err(PassReason::Edns);
             }
         }
-        if at == end { Ok(opt) } else { Err(PassReason::Edns) }
+        if at == end {
+            Ok(opt)
+        } else {
+            Err(PassReason::Edns)
+        }
     }
 
     /// The largest message that the client takes, in bytes. RFC 6891, section 6.2.3: less than 512 counts as 512.
@@ -69,12 +76,14 @@ impl Opt {
         usize::from(self.payload_size).max(PLAIN_PAYLOAD_SIZE)
     }
 
-    /// Our OPT in answer to this one: version 0, no options, DO copied (RFC 3225, section 3).
+    /// Our OPT in answer to this one, the first byte of its 8 lowest; 3 zeros follow. Version 0, no options, DO
+    /// copied (RFC 3225, section 3).
     #[inline(always)]
     #[must_use]
-    pub const fn reply(&self) -> [u8; OPT] {
+    pub const fn reply(&self) -> u64 {
         let [t0, t1] = TYPE_OPT.to_be_bytes();
         let [p0, p1] = (PAYLOAD_SIZE as u16).to_be_bytes();
-        [0, t0, t1, p0, p1, 0, 0, if self.dnssec_ok { 0x80 } else { 0 }, 0, 0, 0]
+        let flags = if self.dnssec_ok { 0x80 << 56 } else { 0 };
+        u64::from_le_bytes([0, t0, t1, p0, p1, 0, 0, 0]) | flags
     }
 }

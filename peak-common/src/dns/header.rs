@@ -1,6 +1,6 @@
 //! The header (RFC 1035, section 4.1.1).
 
-use crate::{packet::Packet, verdict::PassReason};
+use crate::{net::checksum, packet::Packet, verdict::PassReason};
 
 /// Bytes of a header.
 pub const HEADER: usize = 12;
@@ -21,10 +21,6 @@ pub const NXDOMAIN: u16 = 3;
 /// A query's header.
 #[derive(Clone, Copy, Debug)]
 pub struct Header {
-    /// The ID, as it stands in the packet.
-    id: u16,
-    /// The flags, in the machine's byte order.
-    flags: u16,
     /// Whether one additional record follows the question.
     pub additional: bool,
 }
@@ -36,7 +32,9 @@ impl Header {
     /// What tells the message apart from a plain query.
     #[inline(always)]
     pub fn read<P: Packet>(packet: &P, offset: usize) -> Result<Self, PassReason> {
-        let bytes = packet.window::<HEADER>(offset).ok_or(PassReason::Truncated)?;
+        let bytes = packet
+            .window::<HEADER>(offset)
+            .ok_or(PassReason::Truncated)?;
         let flags = u16::from_be_bytes([bytes[2], bytes[3]]);
         if flags & QR != 0 {
             return Err(PassReason::Response);
@@ -57,37 +55,37 @@ impl Header {
             return Err(PassReason::Sections);
         }
         Ok(Self {
-            id: u16::from_ne_bytes([bytes[0], bytes[1]]),
-            flags,
             additional: additional == 1,
         })
     }
+}
 
-    /// The header of an authoritative answer to this query: RD (RFC 1035) and CD (RFC 4035, section
-    /// 3.2.2) copied, everything else cleared but QR, AA, and RA where recursion is available.
-    #[inline(always)]
-    #[must_use]
-    pub const fn reply(&self, recursion: bool, rcode: u16, counts: Counts) -> [u8; HEADER] {
-        let available = if recursion { RA } else { 0 };
-        let flags = self.flags & (RD | CD) | QR | AA | available | rcode;
-        let [i0, i1] = self.id.to_ne_bytes();
-        let [f0, f1] = flags.to_be_bytes();
-        let [a0, a1] = counts.answers.to_be_bytes();
-        [
-            i0,
-            i1,
-            f0,
-            f1,
-            0,
-            1,
-            a0,
-            a1,
-            0,
-            counts.authority as u8,
-            0,
-            counts.additional as u8,
-        ]
-    }
+/// Turns the query's header at `offset` into its answer's, and returns the sum of its words.
+///
+/// RD (RFC 1035) and CD (RFC 4035, section 3.2.2) are copied, everything else is cleared but QR, AA, and
+/// RA where `recursion` is available. `None` where the frame ends before.
+#[inline(always)]
+pub fn turn<P: Packet>(
+    packet: &mut P,
+    offset: usize,
+    recursion: bool,
+    rcode: u16,
+    counts: Counts,
+) -> Option<u64> {
+    let bytes = packet.window_mut::<HEADER>(offset)?;
+    let [i0, i1, f0, f1, ..] = *bytes;
+    let id = u16::from_le_bytes([i0, i1]);
+    let available = if recursion { RA } else { 0 };
+    let flags = u16::from_be_bytes([f0, f1]) & (RD | CD) | QR | AA | available | rcode;
+    let first = u64::from(id)
+        | u64::from(flags.to_be()) << 16
+        | u64::from(1_u16.to_be()) << 32
+        | u64::from(counts.answers.to_be()) << 48;
+    let second = u32::from(u16::from(counts.authority).to_be())
+        | u32::from(u16::from(counts.additional).to_be()) << 16;
+    bytes[..8].copy_from_slice(&first.to_le_bytes());
+    bytes[8..].copy_from_slice(&second.to_le_bytes());
+    Some(checksum::add(u64::from(second), first))
 }
 
 /// Records of a reply's sections.

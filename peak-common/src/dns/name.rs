@@ -1,7 +1,5 @@
 //! The name of a question.
 
-use core::sync::atomic::Ordering::Relaxed;
-
 use crate::{
     abi::{Control, NAME_WORDS, Zone},
     hash,
@@ -48,8 +46,10 @@ impl Name {
         let mut sum = 0;
         for i in 0..NAME_WORDS {
             let word = packet.word(start + 8 * i)?;
-            let keys =
-                (control.hash_key[2 * i].load(Relaxed), control.hash_key[2 * i + 1].load(Relaxed));
+            let keys = (
+                control.hash_key[2 * i].load(),
+                control.hash_key[2 * i + 1].load(),
+            );
             // The highest bits of bytes that are zero; above the lowest of them, also others.
             let zeros = word.wrapping_sub(ONES) & !word & HIGHS;
             if zeros == 0 {
@@ -66,7 +66,16 @@ impl Name {
             }
             // One of 255 lengths, and the verifier shall not follow each.
             let length = packet.opaque(8 * i + before + 1) & 0xff;
-            return if length == 0 { None } else { Some(Self { start, length, hash, sum }) };
+            return if length == 0 {
+                None
+            } else {
+                Some(Self {
+                    start,
+                    length,
+                    hash,
+                    sum,
+                })
+            };
         }
         None
     }
@@ -87,7 +96,11 @@ impl Name {
                 return false;
             };
             let last = 8 * (i + 1) >= self.length;
-            let word = if last { word & keep_before_root(self.length) } else { word };
+            let word = if last {
+                word & keep_before_root(self.length)
+            } else {
+                word
+            };
             if word | hash::letters(stored) != stored {
                 return false;
             }
@@ -98,7 +111,7 @@ impl Name {
     /// The closest of the zones that this name is in, unless its labels say otherwise ([`labels`]).
     #[inline(always)]
     pub fn zone<'c, P: Packet>(&self, packet: &P, control: &'c Control) -> Option<&'c Zone> {
-        let count = control.zone_count.load(Relaxed) as usize;
+        let count = control.zone_count.load() as usize;
         for (i, zone) in control.zones.iter().enumerate() {
             if i >= count {
                 break;
@@ -113,7 +126,7 @@ impl Name {
     /// Whether the name's last bytes are the zone's name.
     #[inline(always)]
     fn ends_with<P: Packet>(&self, packet: &P, zone: &Zone) -> bool {
-        let length = zone.length.load(Relaxed) as usize;
+        let length = zone.length.load() as usize;
         if length == 0 || length > self.length {
             return false;
         }
@@ -128,7 +141,7 @@ impl Name {
             };
             let missing = (8 * (i + 1)).saturating_sub(length);
             let word = word & (u64::MAX << ((8 * missing) & 63));
-            let stored = zone.suffix[i].load(Relaxed);
+            let stored = zone.suffix[i].load();
             if word | hash::letters(stored) != stored {
                 return false;
             }
@@ -146,7 +159,11 @@ impl Name {
             found |= at == boundary;
             let length = usize::from(packet.window::<1>(self.start + at)?[0]);
             if length == 0 {
-                return if found && at + 1 == self.length { Some(label) } else { None };
+                return if found && at + 1 == self.length {
+                    Some(label)
+                } else {
+                    None
+                };
             }
             if length > MAX_LABEL {
                 return None;

@@ -23,7 +23,9 @@ pub const CLASS_IN: u16 = 1;
 /// [`PassReason::Truncated`], [`PassReason::Class`], [`PassReason::Type`].
 #[inline(always)]
 pub fn read_type<P: Packet>(packet: &P, offset: usize) -> Result<QueryType, PassReason> {
-    let bytes = packet.window::<TYPE_AND_CLASS>(offset).ok_or(PassReason::Truncated)?;
+    let bytes = packet
+        .window::<TYPE_AND_CLASS>(offset)
+        .ok_or(PassReason::Truncated)?;
     if u16::from_be_bytes([bytes[2], bytes[3]]) != CLASS_IN {
         return Err(PassReason::Class);
     }

@@ -5,7 +5,7 @@ use network_types::eth::EtherType;
 use crate::{packet::Packet, verdict::PassReason};
 
 /// Bytes of two addresses, two tags and the type.
-pub const MAX_HEADER: usize = 22;
+const MAX_HEADER: usize = 22;
 const ADDRESSES: usize = 12;
 const TAG: usize = 4;
 
@@ -23,8 +23,6 @@ pub struct Ethernet {
     pub ether_type: u16,
     /// Where the payload begins: 14, 18 or 22.
     pub end: usize,
-    /// Tags and type as they stand in the frame, with what follows up to [`MAX_HEADER`].
-    rest: [u8; MAX_HEADER - ADDRESSES],
 }
 
 impl Ethernet {
@@ -34,7 +32,9 @@ impl Ethernet {
     /// [`PassReason::Truncated`].
     #[inline(always)]
     pub fn read<P: Packet>(packet: &P) -> Result<Self, PassReason> {
-        let bytes = packet.window::<MAX_HEADER>(0).ok_or(PassReason::Truncated)?;
+        let bytes = packet
+            .window::<MAX_HEADER>(0)
+            .ok_or(PassReason::Truncated)?;
         let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, rest @ ..] = *bytes;
         let mut ether_type = u16::from_ne_bytes([rest[0], rest[1]]);
         let mut end = ADDRESSES + 2;
@@ -52,7 +52,6 @@ impl Ethernet {
             ether_type,
             // Six ways lead on from here, by tags and family: the verifier shall see one, or two.
             end: packet.opaque(end) & 31,
-            rest,
         })
     }
 
@@ -62,17 +61,13 @@ impl Ethernet {
     pub const fn from_group(&self) -> bool {
         self.source & 1 != 0
     }
+}
 
-    /// The header that answers this one, tags kept. It is written before what follows, which its last
-    /// bytes may belong to.
-    #[inline(always)]
-    #[must_use]
-    pub fn reply(&self) -> [u8; MAX_HEADER] {
-        let [d0, d1, d2, d3, d4, d5, ..] = self.source.to_le_bytes();
-        let [s0, s1, s2, s3, s4, s5, ..] = self.destination.to_le_bytes();
-        let [r0, r1, r2, r3, r4, r5, r6, r7, r8, r9] = self.rest;
-        [
-            d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, r0, r1, r2, r3, r4, r5, r6, r7, r8, r9,
-        ]
-    }
+/// Sends the frame back where it came from; its tags stay.
+#[inline(always)]
+pub fn turn<P: Packet>(packet: &mut P) -> Option<()> {
+    let bytes = packet.window_mut::<ADDRESSES>(0)?;
+    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = *bytes;
+    *bytes = [s0, s1, s2, s3, s4, s5, d0, d1, d2, d3, d4, d5];
+    Some(())
 }

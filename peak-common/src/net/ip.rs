@@ -79,7 +79,9 @@ impl Datagram {
     #[inline(always)]
     fn read_v6<P: Packet>(packet: &P, offset: usize) -> Result<Self, PassReason> {
         const LENGTH: usize = IPV6_HEADER + UDP_HEADER;
-        let bytes = packet.window::<LENGTH>(offset).ok_or(PassReason::Truncated)?;
+        let bytes = packet
+            .window::<LENGTH>(offset)
+            .ok_or(PassReason::Truncated)?;
         if bytes[0] >> 4 != 6 {
             return Err(PassReason::BadHeader);
         }
@@ -102,7 +104,9 @@ impl Datagram {
     #[inline(always)]
     fn read_v4<P: Packet>(packet: &P, offset: usize) -> Result<Self, PassReason> {
         const LENGTH: usize = IPV4_HEADER + UDP_HEADER;
-        let bytes = packet.window::<LENGTH>(offset).ok_or(PassReason::Truncated)?;
+        let bytes = packet
+            .window::<LENGTH>(offset)
+            .ok_or(PassReason::Truncated)?;
         if bytes[0] >> 4 != 4 {
             return Err(PassReason::BadHeader);
         }
@@ -167,79 +171,93 @@ impl Datagram {
                     first != 0 && first != 127 && first < 224
                 }
             };
-        if answerable { Ok(()) } else { Err(PassReason::Source) }
-    }
-
-    /// Writes IP and UDP headers that answer this datagram at `offset`.
-    ///
-    /// `payload_sum` is the sum of the UDP payload's words, `length` the bytes of UDP header and payload.
-    /// `None` where the frame ends before.
-    #[inline(always)]
-    pub fn write_reply<P: Packet>(
-        &self,
-        packet: &mut P,
-        offset: usize,
-        length: usize,
-        payload_sum: u64,
-    ) -> Option<()> {
-        let udp_length = (length as u16).to_be();
-        let ports = u32::from(self.destination_port) | u32::from(self.source_port) << 16;
-        // Pseudo-header and UDP header (RFC 8200, section 8.1; RFC 768). The mapped prefix of IPv4
-        // addresses, twice 0xffff, is 0 in one's complement.
-        let mut sum = payload_sum;
-        sum = checksum::add(checksum::add(sum, self.source[0]), self.source[1]);
-        sum = checksum::add(checksum::add(sum, self.destination[0]), self.destination[1]);
-        sum += u64::from(ports) + 2 * u64::from(udp_length) + u64::from(u16::from(UDP).to_be());
-        // Computed in full: a local sender leaves the checksum of its query partial. Zero would mean
-        // that there is none, and is sent as its other representation.
-        let checksum = match !checksum::fold(sum) {
-            0 => 0xffff,
-            checksum => checksum,
-        };
-        let udp = u64::from(ports) | u64::from(udp_length) << 32 | u64::from(checksum) << 48;
-
-        match self.family {
-            Family::V6 => {
-                let bytes = packet.window_mut::<{ IPV6_HEADER + UDP_HEADER }>(offset)?;
-                let first = (6 << 28 | self.flow_label()).to_be();
-                let second =
-                    u32::from(udp_length) | u32::from(UDP) << 16 | u32::from(HOP_LIMIT) << 24;
-                put(bytes, 0, u64::from(first) | u64::from(second) << 32);
-                put(bytes, 8, self.destination[0]);
-                put(bytes, 16, self.destination[1]);
-                put(bytes, 24, self.source[0]);
-                put(bytes, 32, self.source[1]);
-                put(bytes, 40, udp);
-            }
-            Family::V4 => {
-                let bytes = packet.window_mut::<{ IPV4_HEADER + UDP_HEADER }>(offset)?;
-                let total = ((length + IPV4_HEADER) as u16).to_be();
-                // RFC 6864, section 4.1: an atomic datagram (DF, no fragment) needs no ID.
-                let first = 0x45 | u64::from(total) << 16 | u64::from(0x4000_u16.to_be()) << 48;
-                let second = u64::from(HOP_LIMIT) | u64::from(UDP) << 8;
-                let addresses = self.destination[1] >> 32 | self.source[1] & 0xffff_ffff << 32;
-                let sum = checksum::add(checksum::add(second, first), addresses);
-                put(bytes, 0, first);
-                let checksum = u64::from(!checksum::fold(sum));
-                put(bytes, 8, second | checksum << 16 | addresses << 32);
-                put(bytes, 16, addresses >> 32 | udp << 32);
-                let [.., a, b, c, d] = bytes;
-                [*a, *b, *c, *d] = ((udp >> 32) as u32).to_le_bytes();
-            }
+        if answerable {
+            Ok(())
+        } else {
+            Err(PassReason::Source)
         }
-        Some(())
     }
+}
 
-    /// A label for the flow of the replies (RFC 6437, section 3): the same for the same flow, spread
-    /// over all values, zero at most by chance.
-    #[inline(always)]
-    const fn flow_label(&self) -> u32 {
-        let mixed = self.source[0]
-            ^ self.source[1].rotate_left(17)
-            ^ self.destination[1]
-            ^ (self.source_port as u64) << 24;
-        (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 44) as u32
+/// Turns the query's IP and UDP headers at `offset` into its answer's.
+///
+/// `length` is the bytes of UDP header and payload, `payload_sum` the sum of the payload's words. `None` where the
+/// frame ends before.
+#[inline(always)]
+pub fn turn<P: Packet>(
+    packet: &mut P,
+    offset: usize,
+    family: Family,
+    length: usize,
+    payload_sum: u64,
+) -> Option<()> {
+    let udp_length = (length as u16).to_be();
+    // Pseudo-header and UDP header (RFC 8200, section 8.1; RFC 768), but for addresses and ports.
+    let sum = payload_sum + 2 * u64::from(udp_length) + u64::from(u16::from(UDP).to_be());
+    match family {
+        Family::V6 => {
+            let bytes = packet.window_mut::<{ IPV6_HEADER + UDP_HEADER }>(offset)?;
+            let source = [word(bytes, 8), word(bytes, 16)];
+            let destination = [word(bytes, 24), word(bytes, 32)];
+            let ports = turned_ports(word(bytes, 40));
+            let sum = checksum::add(checksum::add(sum, source[0]), source[1]);
+            let sum = checksum::add(checksum::add(sum, destination[0]), destination[1]);
+            let first = (6 << 28 | flow_label(source, destination, ports)).to_be();
+            let second = u32::from(udp_length) | u32::from(UDP) << 16 | u32::from(HOP_LIMIT) << 24;
+            put(bytes, 0, u64::from(first) | u64::from(second) << 32);
+            put(bytes, 8, destination[0]);
+            put(bytes, 16, destination[1]);
+            put(bytes, 24, source[0]);
+            put(bytes, 32, source[1]);
+            put(bytes, 40, udp_header(ports, udp_length, sum));
+        }
+        Family::V4 => {
+            let bytes = packet.window_mut::<{ IPV4_HEADER + UDP_HEADER }>(offset)?;
+            let addresses = word(bytes, 12).rotate_left(32);
+            let ports = turned_ports(word(bytes, 20));
+            let total = ((length + IPV4_HEADER) as u16).to_be();
+            // RFC 6864, section 4.1: an atomic datagram (DF, no fragment) needs no ID.
+            let first = 0x45 | u64::from(total) << 16 | u64::from(0x4000_u16.to_be()) << 48;
+            let second = u32::from(HOP_LIMIT) | u32::from(UDP) << 8;
+            let header_sum = checksum::add(checksum::add(u64::from(second), first), addresses);
+            let second = second | u32::from(!checksum::fold(header_sum)) << 16;
+            put(bytes, 0, first);
+            put(bytes, 12, addresses);
+            put(bytes, 8, u64::from(second) | addresses << 32);
+            put(
+                bytes,
+                20,
+                udp_header(ports, udp_length, checksum::add(sum, addresses)),
+            );
+        }
     }
+    Some(())
+}
+
+/// Source and destination port of a UDP header's word, exchanged.
+#[inline(always)]
+const fn turned_ports(udp: u64) -> u32 {
+    (udp as u32).rotate_left(16)
+}
+
+/// The UDP header as a word. `sum` lacks the ports.
+#[inline(always)]
+const fn udp_header(ports: u32, length: u16, sum: u64) -> u64 {
+    // Computed in full: a local sender leaves the checksum of its query partial. Zero would mean that there is
+    // none, and is sent as its other representation (RFC 768).
+    let checksum = match !checksum::fold(sum + ports as u64) {
+        0 => 0xffff,
+        checksum => checksum,
+    };
+    ports as u64 | (length as u64) << 32 | (checksum as u64) << 48
+}
+
+/// A label for the flow of the replies (RFC 6437, section 3): the same for one flow, and flows spread over
+/// all values.
+#[inline(always)]
+const fn flow_label(source: [u64; 2], destination: [u64; 2], ports: u32) -> u32 {
+    let mixed = source[0] ^ source[1].rotate_left(17) ^ destination[1] ^ ((ports as u64) << 24);
+    (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 44) as u32
 }
 
 #[inline(always)]

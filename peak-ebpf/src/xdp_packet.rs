@@ -1,0 +1,96 @@
+//! The frame under XDP: the only place with raw packet pointers.
+
+use core::{arch::asm, ptr};
+
+use aya_ebpf::{
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    programs::XdpContext,
+};
+use peak_common::packet::{MAX_OFFSET, Packet, ResizeError, Room};
+
+/// The frame between `start` and `end`, its linear part if it has several.
+pub(crate) struct XdpPacket<'c> {
+    ctx: &'c XdpContext,
+    start: usize,
+    end: usize,
+}
+
+impl<'c> XdpPacket<'c> {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &'c XdpContext) -> Self {
+        Self {
+            ctx,
+            start: ctx.data(),
+            end: ctx.data_end(),
+        }
+    }
+
+    #[inline(always)]
+    fn reload(&mut self) {
+        *self = Self::new(self.ctx);
+    }
+
+    /// Where `N` bytes at `offset` begin, if the frame has them.
+    #[inline(always)]
+    fn checked<const N: usize>(&self, offset: usize) -> Option<usize> {
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        let begin = self.start + offset;
+        if begin + N > self.end {
+            return None;
+        }
+        Some(begin)
+    }
+}
+
+impl Packet for XdpPacket<'_> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    #[inline(always)]
+    fn window<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
+        let begin = self.checked::<N>(offset)?;
+        // SAFETY: `begin` to `begin + N` lies within the frame, which stays where it is until it is resized,
+        // for which it is borrowed mutably; an array of bytes has no alignment or invalid value.
+        Some(unsafe { &*ptr::with_exposed_provenance(begin) })
+    }
+
+    #[inline(always)]
+    fn window_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
+        let begin = self.checked::<N>(offset)?;
+        // SAFETY: as above, and the mutable borrow of `self` makes this the only reference.
+        Some(unsafe { &mut *ptr::with_exposed_provenance_mut(begin) })
+    }
+
+    #[inline(always)]
+    fn make_room(&mut self, length: usize) -> Result<Room, ResizeError> {
+        let growth = length as i32 - self.len() as i32;
+        // SAFETY: the context is the one that the kernel gave; the pointers into the frame, which the helpers
+        // invalidate, are read anew before anything uses them.
+        let room = unsafe {
+            if bpf_xdp_adjust_tail(self.ctx.ctx, growth) == 0 {
+                Room::Tail
+            } else if growth > 0 && bpf_xdp_adjust_head(self.ctx.ctx, -growth) == 0 {
+                Room::Head(growth as usize & MAX_OFFSET)
+            } else {
+                return Err(ResizeError::NoRoom);
+            }
+        };
+        self.reload();
+        Ok(room)
+    }
+
+    #[inline(always)]
+    fn opaque(&self, mut value: usize) -> usize {
+        let noise = self.len();
+        // SAFETY: exclusive or with the same number twice; no memory, no flags. The verifier, which knows no
+        // more of `noise` than that it is a number, knows no more of the result.
+        unsafe {
+            asm!("{0} ^= {1}", "{0} ^= {1}", inout(reg) value, in(reg) noise, options(pure, nomem, nostack));
+        }
+        value
+    }
+}
