@@ -41,7 +41,7 @@ pub const fn add_word(hash: u64, word: u64, keep: u64, keys: (u64, u64)) -> u64 
 pub fn hash_name(key: &[u64; 2 * crate::abi::NAME_WORDS], wire: &[u8]) -> u64 {
     let labels = wire.strip_suffix(&[0]).unwrap_or(wire);
     let mut hash = 0;
-    for (chunk, keys) in labels.chunks(8).zip(key.chunks_exact(2)) {
+    for (chunk, keys) in labels.chunks(8).zip(key.as_chunks::<2>().0) {
         let mut bytes = [0; 8];
         bytes[..chunk.len()].copy_from_slice(chunk);
         let keep = u64::MAX >> (8 * (8 - chunk.len()));

@@ -287,7 +287,7 @@ fn addresses<T: Tables>(
     let first = if count == 1 {
         0
     } else {
-        (u64::from(draw()) * count as u64 >> 32) as usize
+        ((u64::from(draw()) * count as u64) >> 32) as usize
     };
     Ok(Body::Addresses {
         segment,

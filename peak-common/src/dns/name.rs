@@ -57,7 +57,7 @@ impl Name {
                 sum = checksum::add(sum, word);
                 continue;
             }
-            let lowest = zeros & zeros.wrapping_neg();
+            let lowest = zeros.isolate_lowest_one();
             let keep = (lowest >> 7) - 1;
             let before = ((keep & ONES).wrapping_mul(ONES) >> 56) as usize;
             if keep != 0 {
