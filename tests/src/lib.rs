@@ -1,1 +1,20 @@
-//! Fixtures shared by the suites in this package.
+//! Fixtures of the suites in this package and of the demo: real namespaces, links, pods and `peak` itself.
+//!
+//! Everything is a guard: dropping it takes away what it made, also when a test panics. What a killed process could not
+//! take away, the next one does. All of it needs root.
+
+mod namespace;
+mod peak;
+mod pod;
+mod process;
+mod wait;
+mod xdp;
+
+pub use self::{
+    namespace::{Namespace, join},
+    peak::{Counted, Fallback, Interface, Peak, SnapshotSize, Status},
+    pod::Pod,
+    process::{Running, program},
+    wait::eventually,
+    xdp::{PassProgram, pass},
+};

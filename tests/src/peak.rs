@@ -1,0 +1,235 @@
+//! The agent under test.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use crate::{Namespace, Running, eventually, program};
+
+/// How long an agent may take from its start until it is ready.
+const START: Duration = Duration::from_secs(20);
+
+/// A running agent, killed when dropped.
+#[derive(Debug)]
+pub struct Peak {
+    process: Running,
+    program: PathBuf,
+    socket: PathBuf,
+    _folder: TempDir,
+}
+
+impl Peak {
+    /// Starts `peak run` with `arguments` in `namespace`, with an admin socket of its own, and waits until it is ready.
+    ///
+    /// # Errors
+    /// It ends, or isn't ready in time: with what it said.
+    pub fn start<A: AsRef<OsStr>>(
+        namespace: &Namespace,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Result<Self> {
+        let mut peak = Self::launch(namespace, arguments)?;
+        peak.ready()?;
+        Ok(peak)
+    }
+
+    /// Starts `peak run` as [`Self::start`] does, without waiting.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn launch<A: AsRef<OsStr>>(
+        namespace: &Namespace,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Result<Self> {
+        let program = program("peak")?;
+        let folder = TempDir::with_prefix("peak-")?;
+        let socket = folder.path().join("admin.sock");
+        let mut command = Command::new(&program);
+        command
+            .arg("run")
+            .args(arguments)
+            .arg("--admin")
+            .arg(&socket);
+        Ok(Self {
+            process: namespace.spawn(&mut command)?,
+            program,
+            socket,
+            _folder: folder,
+        })
+    }
+
+    /// Waits until it is ready.
+    ///
+    /// # Errors
+    /// It ends, or isn't ready in time: with what it said.
+    pub fn ready(&mut self) -> Result<()> {
+        let Self {
+            process,
+            program,
+            socket,
+            ..
+        } = self;
+        let ready = eventually("peak to be ready", START, || {
+            if let Some(status) = process.ended()? {
+                bail!("peak ended ({status})");
+            }
+            // Until its socket is there, asking fails.
+            Ok(status(program, socket)
+                .ok()
+                .filter(|status| status.ready)
+                .map(|_| ()))
+        });
+        ready.with_context(|| format!("peak said:\n{}", self.process.log()))
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Running {
+        &mut self.process
+    }
+
+    /// Where it takes `peak status` and its like.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// What `peak status` says now.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn status(&self) -> Result<Status> {
+        status(&self.program, &self.socket)
+    }
+
+    /// What `peak lookup NAME TYPE` says.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn lookup(&self, name: &str, qtype: &str) -> Result<serde_json::Value> {
+        admin(&self.program, &self.socket, &["lookup", name, qtype])
+    }
+}
+
+fn status(program: &Path, socket: &Path) -> Result<Status> {
+    admin(program, socket, &["status"])
+}
+
+/// Runs a command of `peak` that speaks to a running agent.
+fn admin<T: for<'de> Deserialize<'de>>(
+    program: &Path,
+    socket: &Path,
+    arguments: &[&str],
+) -> Result<T> {
+    let output = Command::new(program)
+        .args(arguments)
+        .args(["--output", "json", "--admin"])
+        .arg(socket)
+        .output()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    if !output.status.success() {
+        bail!(
+            "peak {}: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    serde_json::from_slice(&output.stdout).with_context(|| {
+        format!(
+            "peak {} said {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stdout)
+        )
+    })
+}
+
+/// What `peak status --output json` says, as far as tests ask.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Status {
+    /// The first complete snapshot is served, by the kernel too.
+    pub ready: bool,
+    /// The zones that are served.
+    pub zones: Vec<String>,
+    /// The snapshot in force.
+    pub snapshot: SnapshotSize,
+    /// Each interface with a program.
+    pub interfaces: Vec<Interface>,
+    /// What the fallback did.
+    pub fallback: Fallback,
+}
+
+impl Status {
+    /// Who has answered how many queries so far.
+    pub fn counted(&self) -> Counted {
+        Counted {
+            kernel: self
+                .interfaces
+                .iter()
+                .map(|interface| interface.answered)
+                .sum(),
+            fallback: self.fallback.udp + self.fallback.tcp,
+        }
+    }
+}
+
+/// How many queries were answered, by whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// By the XDP program.
+    pub kernel: u64,
+    /// By the fallback, over UDP and TCP.
+    pub fallback: u64,
+}
+
+impl std::ops::Sub for Counted {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            kernel: self.kernel - before.kernel,
+            fallback: self.fallback - before.fallback,
+        }
+    }
+}
+
+/// The snapshot's number and size.
+#[derive(Clone, Debug, Deserialize)]
+pub struct SnapshotSize {
+    /// Grows with each change.
+    pub generation: u64,
+    /// How many names it has.
+    pub names: u64,
+    /// How many records.
+    pub records: u64,
+}
+
+/// One interface and its program's counters.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// `native`, `generic` or `off`.
+    pub mode: String,
+    /// Queries that were answered there.
+    pub answered: u64,
+    /// Packets that went on to the stack, by reason.
+    pub passed: BTreeMap<String, u64>,
+    /// Packets lost after the first write, by reason.
+    pub aborted: BTreeMap<String, u64>,
+}
+
+/// The fallback's counters.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Fallback {
+    /// Queries over UDP.
+    pub udp: u64,
+    /// Queries over TCP.
+    pub tcp: u64,
+    /// Queries that went to an upstream.
+    pub forwarded: u64,
+}
