@@ -19,7 +19,7 @@ use crate::{
 /// kernel's verifier refuses code that isn't.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Accepted for symmetry with `build --release`: the program is the same
+    /// Builds the same program: only optimised code passes the verifier
     #[arg(long)]
     release: bool,
 }

@@ -5,6 +5,7 @@ mod bench;
 mod build;
 mod build_ebpf;
 mod ci;
+mod demo;
 mod prerequisites;
 mod process;
 mod run;
@@ -29,6 +30,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    Demo(demo::Args),
     Setup(setup::Args),
     BuildEbpf(build_ebpf::Args),
     Build(build::Args),
@@ -41,6 +43,7 @@ enum Verb {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
+        Verb::Demo(args) => demo::run(&args),
         Verb::Setup(args) => setup::run(&args),
         Verb::BuildEbpf(args) => build_ebpf::run(&args),
         Verb::Build(args) => build::run(&args),

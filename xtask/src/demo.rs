@@ -1,0 +1,39 @@
+//! `cargo xtask demo`
+
+use anyhow::Result;
+
+use crate::{
+    build,
+    prerequisites::{self, Purpose},
+    process,
+};
+
+/// Shows what Peak is for, in network namespaces that it makes and removes
+///
+/// A client resolves web.shop.svc.cluster.local with an ordinary stub resolver and connects straight to the pods, while
+/// pods come and go. The node between them runs `peak` on a veth, in native XDP mode. A table tells for each step the
+/// question, the answer, which pod replied, and who answered by Peak's own counters: the kernel or the fallback. The
+/// exit status is 0 only if every answer was right and every A and AAAA query was answered by the kernel.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Stay up after the last step, print commands to look around with, and end with Ctrl-C
+    #[arg(long)]
+    hold: bool,
+    /// `json` adds one object as the last line
+    #[arg(long, value_name = "FORMAT", default_value = "table", value_parser = ["table", "json"])]
+    output: String,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    prerequisites::check(Purpose::Run)?;
+    build::build(false)?;
+    let demo = build::program("peak-tests", "peak-demo", false)?;
+    let mut command = process::privileged(demo);
+    command
+        .args(["show", "--output", &args.output, "--manifests"])
+        .arg(process::workspace().join("deploy/samples"));
+    if args.hold {
+        command.arg("--hold");
+    }
+    process::become_program(&mut command)
+}
