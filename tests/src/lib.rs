@@ -11,7 +11,7 @@ mod wait;
 mod xdp;
 
 pub use self::{
-    namespace::{Namespace, join},
+    namespace::{Namespace, join, scratch},
     peak::{Counted, Fallback, Interface, Peak, SnapshotSize, Status},
     pod::Pod,
     process::{Running, program},

@@ -1,6 +1,7 @@
 //! Network namespaces, and links between them.
 
 use std::{
+    env,
     fs::{self, File},
     io::ErrorKind,
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
@@ -20,6 +21,7 @@ use rustix::{
     process::{Pid, Signal, kill_process},
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
+use tempfile::TempDir;
 
 use crate::Running;
 
@@ -255,18 +257,38 @@ fn remove(name: &str) {
     let _ = fs::remove_dir(OVERLAYS);
 }
 
-/// Removes the namespaces of processes that have ended without doing so.
+/// A folder that goes with its guard, or with the sweep after a killed process.
+///
+/// # Errors
+/// There is no room for temporary files.
+pub fn scratch() -> Result<TempDir> {
+    TempDir::with_prefix(format!("{PREFIX}{}-", process::id()))
+        .context("cannot make a temporary folder")
+}
+
+/// Removes what processes that were killed have left: namespaces, files for them, folders.
 fn remove_stale() {
-    let listed = |folder| fs::read_dir(folder).into_iter().flatten().flatten();
-    for entry in listed(NAMES).chain(listed(OVERLAYS)) {
-        let name = entry.file_name();
-        if let Some(name) = name.to_str()
-            && let Some(owner) = owner(name)
-            // Called before this process makes its first: one with this process's number is a predecessor's.
-            && (owner == process::id() || !Path::new("/proc").join(owner.to_string()).exists())
-        {
-            remove(name);
-        }
+    let listed = |folder: &Path| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect::<Vec<_>>()
+    };
+    // A predecessor with this process's number is rare, and left to the next sweep.
+    let stale = |name: &String| {
+        owner(name).is_some_and(|owner| !Path::new("/proc").join(owner.to_string()).exists())
+    };
+    for name in listed(Path::new(NAMES))
+        .iter()
+        .chain(&listed(Path::new(OVERLAYS)))
+        .filter(|name| stale(name))
+    {
+        remove(name);
+    }
+    let temporary = env::temp_dir();
+    for name in listed(&temporary).iter().filter(|name| stale(name)) {
+        // Another sweep may be at it.
+        let _ = fs::remove_dir_all(temporary.join(name));
     }
 }
 

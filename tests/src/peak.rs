@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use tempfile::TempDir;
 
-use crate::{Namespace, Running, eventually, program};
+use crate::{Namespace, Running, eventually, program, scratch};
 
 /// How long an agent may take from its start until it is ready.
 const START: Duration = Duration::from_secs(20);
@@ -49,7 +49,7 @@ impl Peak {
         arguments: impl IntoIterator<Item = A>,
     ) -> Result<Self> {
         let program = program("peak")?;
-        let folder = TempDir::with_prefix("peak-")?;
+        let folder = scratch()?;
         let socket = folder.path().join("admin.sock");
         let mut command = Command::new(&program);
         command
@@ -92,6 +92,11 @@ impl Peak {
     /// Its process.
     pub fn process(&mut self) -> &mut Running {
         &mut self.process
+    }
+
+    /// Where the program is.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     /// Where it takes `peak status` and its like.
@@ -194,6 +199,16 @@ impl std::ops::Sub for Counted {
             kernel: self.kernel - before.kernel,
             fallback: self.fallback - before.fallback,
         }
+    }
+}
+
+impl std::fmt::Display for Counted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} in the kernel and {} by the fallback",
+            self.kernel, self.fallback
+        )
     }
 }
 
