@@ -1,4 +1,5 @@
 //! Peak's agent. One change's way: `source` → `records` → [`snapshot`] → `dataplane` and `fallback`.
 
+pub mod fallback;
 pub mod name;
 pub mod snapshot;

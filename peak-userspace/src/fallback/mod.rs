@@ -1,0 +1,294 @@
+//! The userspace responder: what the kernel program passes up, on UDP and TCP, from the same snapshot.
+//!
+//! [`answer`](answer::answer) decides about one message and needs no socket; [`Fallback`] has the sockets.
+//! `domain` gives the wire format. Its `net::server` is not used: it answers FORMERR to what is itself a response,
+//! drops replies when a connection's queue is full, closes the newest connection instead of the oldest idle one, knows
+//! no limit by client, and sends an EDNS option nobody asked for.
+
+pub mod answer;
+mod counters;
+mod forward;
+mod query;
+mod sockets;
+mod tcp;
+mod udp;
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
+use tokio::time::timeout;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::warn;
+
+pub use counters::{Counter, Counters, Figures};
+pub use forward::{Upstream, UpstreamError};
+pub use sockets::BindError;
+
+use self::{
+    answer::{Forward, Policy, Reaction, Reply, Silence, answer},
+    forward::Forwarder,
+};
+use crate::snapshot::Snapshot;
+
+/// How a message came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// In a datagram: the reply is short.
+    Udp,
+    /// On a connection: the reply is as long as its length field can say.
+    Tcp,
+}
+
+/// What the fallback is told.
+#[derive(Clone, Debug, Default)]
+pub struct FallbackConfig {
+    /// Where it listens, on UDP and TCP: addresses of this node and no wildcards, so that a reply comes from the
+    /// address that was asked. Port 0 is any port that is free on both.
+    pub listen: Vec<SocketAddr>,
+    /// Who is asked about names outside the zones: those of the longest domain that holds the name.
+    pub upstreams: Vec<Upstream>,
+    /// Who may ask about names outside the zones.
+    pub forward_for: Vec<IpNet>,
+    /// What it may use.
+    pub limits: Limits,
+}
+
+/// What keeps the fallback bounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// TCP connections in all; beyond, the one that has been idle longest is closed.
+    pub connections: usize,
+    /// TCP connections of one client address; beyond, the same among its own.
+    pub connections_per_client: usize,
+    /// Questions that one TCP connection may have under way; beyond, it is not read from.
+    pub pipelined: usize,
+    /// After how long without a whole query, or a reply to one, a connection is closed.
+    pub idle_timeout: Duration,
+    /// How long a client may take to accept a reply over TCP.
+    pub write_timeout: Duration,
+    /// Questions that may wait for upstreams; beyond, SERVFAIL.
+    pub forwarded: usize,
+    /// How long a question may wait for upstreams.
+    pub upstream_timeout: Duration,
+    /// What upstreams' answers may take, in bytes.
+    pub cache: u64,
+    /// How long questions under way may go on after the end was asked for.
+    pub drain_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 1024,
+            connections_per_client: 256,
+            pipelined: 128,
+            idle_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(5),
+            forwarded: 4096,
+            // Stub resolvers wait five seconds for an answer.
+            upstream_timeout: Duration::from_millis(4500),
+            cache: 32 << 20,
+            drain_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// The ranges that questions are forwarded for unless told otherwise: loopback, private, unique local and link local.
+pub fn default_forward_for() -> Vec<IpNet> {
+    [
+        "127.0.0.0/8",
+        "::1/128",
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "fc00::/7",
+        "169.254.0.0/16",
+        "fe80::/10",
+    ]
+    .map(|range| range.parse().expect("a range"))
+    .into()
+}
+
+/// The responder with all its sockets bound, not yet answering.
+#[derive(Debug)]
+pub struct Fallback {
+    sockets: Vec<Sockets>,
+    config: FallbackConfig,
+    counters: Arc<Counters>,
+}
+
+/// The sockets of one address.
+#[derive(Debug)]
+struct Sockets {
+    address: SocketAddr,
+    udp: Vec<UdpSocket>,
+    tcp: TcpListener,
+}
+
+impl Fallback {
+    /// Binds every socket, or none: an address that can't be had is named, with the remedy.
+    pub fn bind(config: FallbackConfig) -> Result<Self, BindError> {
+        let sockets = config
+            .listen
+            .iter()
+            .map(|&address| sockets::bind(address))
+            .collect::<Result<Vec<_>, _>>()?;
+        sockets::refuse_self(
+            &config.upstreams,
+            sockets.iter().map(|sockets| sockets.address),
+        )?;
+        Ok(Self {
+            sockets,
+            config,
+            counters: Arc::default(),
+        })
+    }
+
+    /// Where it listens, in the configured order, with the ports that were found for port 0.
+    pub fn local_addrs(&self) -> Vec<SocketAddr> {
+        self.sockets.iter().map(|sockets| sockets.address).collect()
+    }
+
+    /// What it counts.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Answers until `shutdown`, and then what is under way, for a while. An error is one of the system's, at the start.
+    pub async fn serve(
+        self,
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        shutdown: CancellationToken,
+    ) -> io::Result<()> {
+        let FallbackConfig {
+            upstreams,
+            forward_for,
+            limits,
+            ..
+        } = self.config;
+        let policy = Policy::new(
+            upstreams.iter().map(|upstream| upstream.domain.clone()),
+            forward_for,
+        );
+        let forwarder = Arc::new(Forwarder::new(
+            &upstreams,
+            &policy,
+            &limits,
+            Arc::clone(&self.counters),
+        ));
+        let responder = Arc::new(Responder {
+            snapshot,
+            policy,
+            forwarder,
+            limits,
+            counters: self.counters,
+            tasks: TaskTracker::new(),
+            shutdown: shutdown.clone(),
+        });
+        let connections = Arc::new(tcp::Connections::new(
+            &limits,
+            Arc::clone(&responder.counters),
+        ));
+        for sockets in self.sockets {
+            for socket in sockets.udp {
+                let socket = Arc::new(tokio::net::UdpSocket::from_std(socket)?);
+                responder
+                    .tasks
+                    .spawn(udp::serve(socket, Arc::clone(&responder)));
+            }
+            let listener = tokio::net::TcpListener::from_std(sockets.tcp)?;
+            responder.tasks.spawn(tcp::serve(
+                listener,
+                Arc::clone(&connections),
+                Arc::clone(&responder),
+            ));
+        }
+        shutdown.cancelled().await;
+        responder.tasks.close();
+        if timeout(limits.drain_timeout, responder.tasks.wait())
+            .await
+            .is_err()
+        {
+            warn!(
+                tasks = responder.tasks.len(),
+                "left unanswered at the end of the drain time"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What every socket shares.
+struct Responder {
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    policy: Policy,
+    forwarder: Arc<Forwarder>,
+    limits: Limits,
+    counters: Arc<Counters>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+/// What is left to do about a message.
+enum Pending {
+    Reply(Vec<u8>),
+    Forward(Forward),
+    Nothing,
+}
+
+impl Responder {
+    /// Does all that can be done at once.
+    fn react(&self, message: &[u8], transport: Transport, client: IpAddr) -> Pending {
+        match transport {
+            Transport::Udp => &self.counters.udp,
+            Transport::Tcp => &self.counters.tcp,
+        }
+        .increment();
+        let snapshot = self.snapshot.load();
+        match answer(
+            message,
+            transport,
+            client,
+            &snapshot,
+            &self.policy,
+            rand::random(),
+        ) {
+            Reaction::Reply(reply) => Pending::Reply(self.count(reply, transport)),
+            Reaction::Forward(forward) => match self.forwarder.cached(&forward) {
+                Some(reply) => Pending::Reply(self.count(reply, transport)),
+                None => Pending::Forward(forward),
+            },
+            Reaction::Silence(silence) => {
+                match silence {
+                    Silence::Response => &self.counters.ignored_responses,
+                    Silence::Short => &self.counters.ignored_short,
+                }
+                .increment();
+                Pending::Nothing
+            }
+        }
+    }
+
+    async fn forward(&self, forward: Forward, transport: Transport, client: SocketAddr) -> Vec<u8> {
+        let reply = self.forwarder.forward(&forward, client).await;
+        self.count(reply, transport)
+    }
+
+    fn count(&self, reply: Reply, transport: Transport) -> Vec<u8> {
+        self.counters.reply(reply.rcode);
+        if reply.truncated {
+            match transport {
+                Transport::Udp => &self.counters.udp_truncated,
+                Transport::Tcp => &self.counters.tcp_truncated,
+            }
+            .increment();
+        }
+        reply.octets
+    }
+}

@@ -1,0 +1,266 @@
+//! Starting, ending, and what happens beyond the limits.
+
+use std::{net::SocketAddr, time::Duration};
+
+use peak_userspace::fallback::{BindError, Fallback, FallbackConfig, Limits, Upstream};
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpSocket, TcpStream},
+};
+
+use crate::{fixture::*, forward::silent_upstream};
+
+fn config(listen: &str) -> FallbackConfig {
+    FallbackConfig {
+        listen: vec![listen.parse().unwrap()],
+        ..Default::default()
+    }
+}
+
+fn with_limits(limits: Limits) -> FallbackConfig {
+    FallbackConfig {
+        limits,
+        ..Default::default()
+    }
+}
+
+async fn is_closed(stream: &mut TcpStream) -> bool {
+    matches!(soon(stream.read(&mut [0])).await, Ok(0) | Err(_))
+}
+
+async fn is_answered(stream: &mut TcpStream) -> bool {
+    let query = ask(WEB, AAAA);
+    send(stream, &query.bytes()).await;
+    receive(stream)
+        .await
+        .is_some_and(|octets| aaaa(&checked(&query, &octets)).len() == 3)
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let first = Fallback::bind(config("127.0.0.1:0")).unwrap();
+    let address = first.local_addrs()[0];
+    let error = Fallback::bind(config(&address.to_string())).unwrap_err();
+    assert!(
+        matches!(error, BindError::Taken { address: taken, protocol: "TCP" } if taken == address)
+    );
+    assert!(
+        error.to_string().contains(&address.to_string()) && error.to_string().contains("ss -lnp")
+    );
+
+    let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = datagrams.local_addr().unwrap();
+    let error = Fallback::bind(config(&address.to_string())).unwrap_err();
+    assert!(
+        matches!(error, BindError::Taken { address: taken, protocol: "UDP" } if taken == address)
+    );
+}
+
+#[test]
+fn addresses_that_cannot_be_had_are_named() {
+    assert!(matches!(
+        Fallback::bind(config("0.0.0.0:0")),
+        Err(BindError::Wildcard(_))
+    ));
+    assert!(matches!(
+        Fallback::bind(config("[::]:0")),
+        Err(BindError::Wildcard(_))
+    ));
+    let error = Fallback::bind(config("192.0.2.1:53")).unwrap_err();
+    assert!(
+        matches!(error, BindError::NoSuchAddress(_)) && error.to_string().contains("192.0.2.1:53")
+    );
+}
+
+#[test]
+fn an_upstream_that_is_peak_itself_is_refused() {
+    let free = Fallback::bind(config("127.0.0.1:0")).unwrap().local_addrs()[0];
+    let with_upstream = |upstream: &str| {
+        let upstreams = vec![upstream.parse().unwrap()];
+        Fallback::bind(FallbackConfig {
+            upstreams,
+            ..config(&free.to_string())
+        })
+    };
+    for text in [
+        free.to_string(),
+        format!("example.com={free}"),
+        format!("[::ffff:127.0.0.1]:{}", free.port()),
+    ] {
+        let error = with_upstream(&text).unwrap_err();
+        assert!(
+            matches!(error, BindError::UpstreamIsSelf(_)),
+            "{text}: {error}"
+        );
+    }
+    assert!(matches!(
+        with_upstream("0.0.0.0:53"),
+        Err(BindError::UpstreamUnspecified(_))
+    ));
+    assert!(with_upstream(&format!("127.0.0.2:{}", free.port())).is_ok());
+}
+
+#[tokio::test]
+async fn ipv6_and_several_addresses_are_served() {
+    let listen = ["127.0.0.1:0", "127.0.0.2:0", "[::1]:0"].map(|address| address.parse().unwrap());
+    let mut server = serve(FallbackConfig {
+        listen: listen.into(),
+        ..Default::default()
+    });
+    for address in server.addresses.clone() {
+        server.address = address;
+        // The client's socket is connected, so it takes no reply from another address.
+        assert_eq!(aaaa(&server.udp(&ask(WEB, AAAA)).await).len(), 3);
+        assert_eq!(aaaa(&server.tcp(&ask(WEB, AAAA)).await).len(), 3);
+    }
+}
+
+#[tokio::test]
+async fn many_connections_at_once() {
+    let server = serve(Default::default());
+    let mut streams = Vec::new();
+    for _ in 0..200 {
+        streams.push(server.connect().await);
+    }
+    for stream in &mut streams {
+        assert!(is_answered(stream).await);
+    }
+    assert_eq!(server.counters.connections_open.get(), 200);
+    drop(streams);
+    until(|| server.counters.connections_open.get() == 0).await;
+}
+
+#[tokio::test]
+async fn the_oldest_idle_connection_makes_room() {
+    let server = serve(with_limits(Limits {
+        connections: 3,
+        ..Default::default()
+    }));
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let mut stream = server.connect().await;
+        assert!(is_answered(&mut stream).await);
+        streams.push(stream);
+    }
+    // The first has been used since, so that the second is the oldest.
+    assert!(is_answered(&mut streams[0]).await);
+    let mut fourth = server.connect().await;
+    assert!(is_answered(&mut fourth).await);
+    assert!(is_closed(&mut streams[1]).await);
+    assert!(is_answered(&mut streams[0]).await && is_answered(&mut streams[2]).await);
+    assert_eq!(server.counters.connections_evicted.get(), 1);
+}
+
+async fn connect_from(source: &str, server: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(source.parse().unwrap()).unwrap();
+    socket.connect(server).await.unwrap()
+}
+
+#[tokio::test]
+async fn one_client_takes_only_from_itself() {
+    let server = serve(with_limits(Limits {
+        connections_per_client: 2,
+        ..Default::default()
+    }));
+    let mut other = connect_from("127.0.0.2:0", server.address).await;
+    assert!(is_answered(&mut other).await);
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let mut stream = connect_from("127.0.0.3:0", server.address).await;
+        assert!(is_answered(&mut stream).await);
+        streams.push(stream);
+    }
+    assert!(is_closed(&mut streams[0]).await);
+    assert!(is_answered(&mut streams[1]).await && is_answered(&mut streams[2]).await);
+    assert!(
+        is_answered(&mut other).await,
+        "the oldest of all, but another client's"
+    );
+}
+
+#[tokio::test]
+async fn a_connection_that_waits_for_a_reply_is_not_idle() {
+    let upstream = silent_upstream().await;
+    let server = serve(FallbackConfig {
+        upstreams: vec![Upstream {
+            domain: ".".parse().unwrap(),
+            address: upstream.address,
+        }],
+        ..with_limits(Limits {
+            connections: 1,
+            upstream_timeout: Duration::from_millis(500),
+            ..Default::default()
+        })
+    });
+    let mut busy = server.connect().await;
+    let query = ask("slow.example", A).flags(RD);
+    send(&mut busy, &query.bytes()).await;
+    until(|| server.counters.forwarding.get() == 1).await;
+    let mut late = server.connect().await;
+    assert!(is_closed(&mut late).await);
+    assert_eq!(server.counters.connections_refused.get(), 1);
+    checked(
+        &query,
+        &receive(&mut busy).await.expect("a reply, late as it is"),
+    );
+}
+
+#[tokio::test]
+async fn at_the_end_what_is_under_way_is_answered() {
+    let upstream = silent_upstream().await;
+    let server = serve(FallbackConfig {
+        upstreams: vec![Upstream {
+            domain: ".".parse().unwrap(),
+            address: upstream.address,
+        }],
+        ..with_limits(Limits {
+            upstream_timeout: Duration::from_millis(400),
+            ..Default::default()
+        })
+    });
+    let query = ask("slow.example", A).flags(RD);
+    let (datagrams, mut stream, mut idle) = (
+        server.client().await,
+        server.connect().await,
+        server.connect().await,
+    );
+    assert!(is_answered(&mut idle).await);
+    datagrams.send(&query.bytes()).await.unwrap();
+    send(&mut stream, &query.bytes()).await;
+    until(|| server.counters.forwarded.get() == 2).await;
+    server.shutdown.cancel();
+    assert!(is_closed(&mut idle).await);
+    checked(&query, &datagram(&datagrams).await);
+    checked(&query, &receive(&mut stream).await.expect("a reply"));
+    assert!(is_closed(&mut stream).await);
+    soon(server.task).await.unwrap();
+    assert!(TcpStream::connect(server.address).await.is_err());
+}
+
+#[tokio::test]
+async fn the_end_does_not_wait_for_ever() {
+    let upstream = silent_upstream().await;
+    let limits = Limits {
+        drain_timeout: Duration::from_millis(100),
+        ..Default::default()
+    };
+    let server = serve(FallbackConfig {
+        upstreams: vec![Upstream {
+            domain: ".".parse().unwrap(),
+            address: upstream.address,
+        }],
+        ..with_limits(limits)
+    });
+    let datagrams = server.client().await;
+    datagrams
+        .send(&ask("slow.example", A).flags(RD).bytes())
+        .await
+        .unwrap();
+    until(|| server.counters.forwarding.get() == 1).await;
+    server.shutdown.cancel();
+    tokio::time::timeout(Duration::from_secs(2), server.task)
+        .await
+        .expect("bounded")
+        .unwrap();
+}
