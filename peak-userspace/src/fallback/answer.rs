@@ -4,7 +4,7 @@ use std::{cmp::Reverse, net::IpAddr};
 
 use domain::{
     base::{
-        MessageBuilder, Name, Serial, Ttl,
+        Header, MessageBuilder, Name, Serial, Ttl,
         iana::{Class, OptRcode, Rtype},
         message_builder::{AdditionalBuilder, AnswerBuilder, HashCompressor},
         record::ComposeRecord,
@@ -128,10 +128,10 @@ pub fn answer(
     if message.len() < 12 {
         return Reaction::Silence(Silence::Short);
     }
-    let (query, outcome) = Query::read(message);
-    if query.header.qr() {
+    if Header::for_message_slice(message).qr() {
         return Reaction::Silence(Silence::Response);
     }
+    let (query, outcome) = Query::read(message);
     let writer = Writer {
         query,
         transport,

@@ -509,7 +509,11 @@ impl Server {
             }
         })
         .await
-        .map_err(|_| NetError::Timeout)??;
+        .unwrap_or(Err(NetError::Timeout))
+        .inspect_err(|_| {
+            // It may be the connection that is at fault: the next question gets another.
+            lock(&self.connection).take();
+        })?;
         let (message, octets) = response.into_parts();
         // RFC 5452, section 9.1: the answer to another question is no answer.
         match message.queries.as_slice() {

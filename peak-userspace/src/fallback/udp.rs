@@ -66,3 +66,55 @@ async fn send(socket: &UdpSocket, responder: &Responder, reply: &[u8], client: S
         debug!(%client, %error, "sending a reply");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use arc_swap::ArcSwap;
+    use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+    use super::*;
+    use crate::{
+        fallback::{Counters, Limits, answer::Policy, forward::Forwarder},
+        snapshot::{Snapshot, SnapshotConfig},
+    };
+
+    /// No socket of a test's can send from port 0.
+    #[tokio::test]
+    async fn port_0_gets_no_reply() {
+        let config = SnapshotConfig {
+            zones: vec!["cluster.local".parse().unwrap()],
+            ttl: 5,
+            nameservers: vec![],
+        };
+        let (limits, policy, counters) = (
+            Limits::default(),
+            Policy::default(),
+            Arc::<Counters>::default(),
+        );
+        let responder = Arc::new(Responder {
+            snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::empty(config))),
+            forwarder: Arc::new(Forwarder::new(&[], &policy, &limits, Arc::clone(&counters))),
+            policy,
+            limits,
+            counters: Arc::clone(&counters),
+            tasks: TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+        });
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let query = b"\x12\x34\0\0\0\x01\0\0\0\0\0\0\x07cluster\x05local\0\0\x06\0\x01";
+        handle(&socket, &responder, query, "127.0.0.1:0".parse().unwrap()).await;
+        let figures = counters.figures();
+        assert_eq!(
+            (
+                figures.udp,
+                figures.ignored_port_zero,
+                figures.servfail,
+                figures.replies_dropped
+            ),
+            (1, 1, 0, 0)
+        );
+        // From another port the same query is answered.
+        handle(&socket, &responder, query, socket.local_addr().unwrap()).await;
+        assert_eq!(counters.servfail.get(), 1);
+    }
+}

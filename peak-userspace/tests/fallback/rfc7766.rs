@@ -156,18 +156,18 @@ async fn section_6_2_3_a_slow_sender_does_not_put_off_the_end() {
     };
     let server = serve(with_limits(limits));
     let (mut read, mut write) = server.connect().await.into_split();
-    // A byte each 20 ms would take longer than a second.
+    // A byte each 50 ms would take three seconds.
     let dripping = tokio::spawn(async move {
         for byte in [0, 60].into_iter().chain([0; 60]) {
             if write.write_all(&[byte]).await.is_err() {
                 break;
             }
-            sleep(Duration::from_millis(20)).await;
+            sleep(Duration::from_millis(50)).await;
         }
     });
     let start = Instant::now();
     let _ = soon(read.read_to_end(&mut Vec::new())).await;
-    assert!(start.elapsed() < Duration::from_millis(800));
+    assert!(start.elapsed() < Duration::from_secs(2));
     assert_eq!(server.counters.connections_timed_out.get(), 1);
     dripping.abort();
 }
@@ -228,4 +228,45 @@ async fn what_gets_no_reply_leaves_the_connection_as_it_is() {
     );
     let figures = server.counters.figures();
     assert_eq!((figures.ignored_short, figures.ignored_responses), (2, 1));
+}
+
+/// What one client may have under way on a connection is limited: beyond, it is not read from.
+#[tokio::test]
+async fn section_6_2_1_1_pipelining_has_its_limit() {
+    let upstream = silent_upstream().await;
+    let server = serve(FallbackConfig {
+        upstreams: vec![Upstream {
+            domain: ".".parse().unwrap(),
+            address: upstream.address,
+        }],
+        limits: Limits {
+            pipelined: 2,
+            upstream_timeout: Duration::from_millis(400),
+            ..Default::default()
+        },
+        ..Default::default()
+    });
+    let mut stream = server.connect().await;
+    for (id, name) in (1..).zip(["a.example", "b.example", WEB]) {
+        send(&mut stream, &ask(name, AAAA).id(id).flags(RD).bytes()).await;
+    }
+    let mut codes = Vec::new();
+    for _ in 0..3 {
+        let reply = Message::from_vec(&receive(&mut stream).await.unwrap()).unwrap();
+        codes.push(reply.metadata.response_code);
+    }
+    assert_eq!(
+        codes[0],
+        ResponseCode::ServFail,
+        "the third had to wait for the first or the second"
+    );
+    codes.sort_by_key(|&code| u16::from(code));
+    assert_eq!(
+        codes,
+        [
+            ResponseCode::NoError,
+            ResponseCode::ServFail,
+            ResponseCode::ServFail
+        ]
+    );
 }
