@@ -1,5 +1,7 @@
-//! Peak's agent. One change's way: `source` → `records` → [`snapshot`] → `dataplane` and `fallback`.
+//! Peak's agent. One change's way: `source` → [`records`] → [`snapshot`] → `dataplane` and `fallback`.
 
 pub mod fallback;
 pub mod name;
+pub mod records;
 pub mod snapshot;
+pub mod validate;
