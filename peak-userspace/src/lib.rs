@@ -1,7 +1,8 @@
-//! Peak's agent. One change's way: `source` → [`records`] → [`snapshot`] → `dataplane` and `fallback`.
+//! Peak's agent. One change's way: [`source`] → [`records`] → [`snapshot`] → `dataplane` and `fallback`.
 
 pub mod fallback;
 pub mod name;
 pub mod records;
 pub mod snapshot;
+pub mod source;
 pub mod validate;

@@ -1,0 +1,229 @@
+//! Where services come from. A source is a stream of batches; which objects stand behind them is its own affair.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    sync::Arc,
+};
+
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use tokio::sync::mpsc;
+
+use crate::{
+    records::{SERVICE_NAME_LABEL, records_for},
+    snapshot::{ServiceKey, ServiceRecords},
+};
+
+mod document;
+pub mod manifests;
+
+/// The services that changed, each with all it publishes now, or `None` if it is gone.
+pub type Batch = Vec<(ServiceKey, Option<ServiceRecords>)>;
+
+/// A running source.
+pub struct Source {
+    batches: mpsc::Receiver<Batch>,
+    /// Ends the source when it is dropped.
+    _running: Box<dyn Send + Sync>,
+}
+
+impl Source {
+    /// The next batch: the first is complete, and may be empty. `None` when the source has ended. Cancel safe.
+    pub async fn next(&mut self) -> Option<Batch> {
+        self.batches.recv().await
+    }
+}
+
+/// The kinds of object that records are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Kind {
+    Service,
+    EndpointSlice,
+}
+
+/// Which object it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct ObjectId {
+    kind: Kind,
+    namespace: Box<str>,
+    name: Box<str>,
+}
+
+impl ObjectId {
+    fn service(namespace: Box<str>, name: Box<str>) -> Self {
+        Self {
+            kind: Kind::Service,
+            namespace,
+            name,
+        }
+    }
+
+    fn endpoint_slice(namespace: Box<str>, name: Box<str>) -> Self {
+        Self {
+            kind: Kind::EndpointSlice,
+            namespace,
+            name,
+        }
+    }
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {}/{}", self.kind, self.namespace, self.name)
+    }
+}
+
+/// An object that records are made of.
+#[derive(Clone, Debug, PartialEq)]
+enum Object {
+    Service(Arc<Service>),
+    EndpointSlice(Arc<EndpointSlice>),
+}
+
+/// The objects by service, and which services they changed since the last batch.
+#[derive(Debug, Default)]
+struct Store {
+    services: BTreeMap<ServiceKey, Arc<Service>>,
+    slices: BTreeMap<ServiceKey, BTreeMap<Box<str>, Arc<EndpointSlice>>>,
+    /// The service that each slice belongs to.
+    owners: HashMap<ObjectId, ServiceKey>,
+    touched: BTreeSet<ServiceKey>,
+}
+
+impl Store {
+    /// Puts an object in the place of its predecessor, or takes it away. One that says the same again changes nothing.
+    fn set(&mut self, id: &ObjectId, object: Option<Object>) {
+        match id.kind {
+            Kind::Service => {
+                let key = ServiceKey {
+                    namespace: id.namespace.clone(),
+                    name: id.name.clone(),
+                };
+                let old = match object {
+                    Some(Object::Service(service)) if self.services.get(&key) == Some(&service) => {
+                        return;
+                    }
+                    Some(Object::Service(service)) => self.services.insert(key.clone(), service),
+                    _ => self.services.remove(&key),
+                };
+                if old.is_some() || self.services.contains_key(&key) {
+                    self.touched.insert(key);
+                }
+            }
+            Kind::EndpointSlice => {
+                let slice = match object {
+                    Some(Object::EndpointSlice(slice)) => Some(slice),
+                    _ => None,
+                };
+                let owner = slice.as_ref().and_then(|slice| {
+                    let name = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
+                    Some(ServiceKey::new(id.namespace.clone(), name.as_str()))
+                });
+                self.set_slice(id, owner.zip(slice));
+            }
+        }
+    }
+
+    fn set_slice(&mut self, id: &ObjectId, owned: Option<(ServiceKey, Arc<EndpointSlice>)>) {
+        if let Some(old_owner) = self.owners.get(id) {
+            let slices = self.slices.get_mut(old_owner).expect("an owner has slices");
+            if let Some((owner, slice)) = &owned
+                && owner == old_owner
+                && slices.get(&id.name) == Some(slice)
+            {
+                return;
+            }
+            slices.remove(&id.name);
+            if slices.is_empty() {
+                self.slices.remove(old_owner);
+            }
+            self.touched.insert(old_owner.clone());
+            self.owners.remove(id);
+        }
+        if let Some((owner, slice)) = owned {
+            self.slices
+                .entry(owner.clone())
+                .or_default()
+                .insert(id.name.clone(), slice);
+            self.touched.insert(owner.clone());
+            self.owners.insert(id.clone(), owner);
+        }
+    }
+
+    /// What the services that were touched since the last batch publish now.
+    fn take_batch(&mut self) -> Batch {
+        let touched = std::mem::take(&mut self.touched);
+        let records = |key: &ServiceKey| {
+            let service = self.services.get(key)?;
+            let slices = self.slices.get(key).into_iter().flat_map(BTreeMap::values);
+            Some(records_for(service, slices.map(Arc::as_ref)))
+        };
+        touched
+            .into_iter()
+            .map(|key| {
+                let records = records(&key);
+                (key, records)
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{from_value, json};
+
+    use super::*;
+
+    fn service() -> Object {
+        let object = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"clusterIP": "None"}});
+        Object::Service(Arc::new(from_value(object).unwrap()))
+    }
+
+    fn slice(service: &str, address: &str) -> Object {
+        let object = json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv6",
+            "metadata": {"name": "s", "labels": {SERVICE_NAME_LABEL: service}},
+            "endpoints": [{"addresses": [address]}],
+        });
+        Object::EndpointSlice(Arc::new(from_value(object).unwrap()))
+    }
+
+    /// `name addresses` of each service in the batch.
+    fn summary(batch: Batch) -> Vec<String> {
+        let one = |(key, records): (ServiceKey, Option<ServiceRecords>)| match records {
+            Some(records) => format!("{} {:?}", key.name, records.addresses.v6),
+            None => format!("{} gone", key.name),
+        };
+        batch.into_iter().map(one).collect()
+    }
+
+    #[test]
+    fn only_what_changed_is_in_a_batch() {
+        let web = ObjectId::service("a".into(), "web".into());
+        let (one, two) = (
+            ObjectId::endpoint_slice("a".into(), "1".into()),
+            ObjectId::endpoint_slice("a".into(), "2".into()),
+        );
+        let mut store = Store::default();
+        store.set(&one, Some(slice("web", "fd00::1")));
+        store.set(&web, Some(service()));
+        assert_eq!(summary(store.take_batch()), ["web [fd00::1]"]);
+        store.set(&two, Some(slice("web", "fd00::2")));
+        assert_eq!(summary(store.take_batch()), ["web [fd00::1, fd00::2]"]);
+        // The same again, and the removal of what isn't there.
+        store.set(&web, Some(service()));
+        store.set(&two, Some(slice("web", "fd00::2")));
+        store.set(&ObjectId::service("b".into(), "web".into()), None);
+        store.set(&ObjectId::endpoint_slice("b".into(), "1".into()), None);
+        assert_eq!(store.take_batch(), []);
+        // A slice goes over to another service; then all goes.
+        store.set(&two, Some(slice("other", "fd00::2")));
+        assert_eq!(summary(store.take_batch()), ["other gone", "web [fd00::1]"]);
+        store.set(&one, None);
+        store.set(&two, None);
+        assert_eq!(summary(store.take_batch()), ["other gone", "web []"]);
+        store.set(&web, None);
+        assert_eq!(summary(store.take_batch()), ["web gone"]);
+        assert!(store.slices.is_empty() && store.owners.is_empty() && store.services.is_empty());
+    }
+}
