@@ -88,7 +88,7 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
-    fn of_file(severity: Severity, file: &Path, message: impl Into<String>) -> Self {
+    pub(crate) fn of_file(severity: Severity, file: &Path, message: impl Into<String>) -> Self {
         let (document, line, field) = (None, None, None);
         Self {
             severity,

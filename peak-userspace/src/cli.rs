@@ -1,0 +1,288 @@
+//! What was typed. What it means is [`crate::config`]'s affair.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use clap::{
+    ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
+    parser::ValueSource,
+};
+
+use crate::name::Name;
+
+/// Where the agent takes commands unless told otherwise.
+pub const DEFAULT_ADMIN: &str = "/run/peak/admin.sock";
+
+/// Answers DNS queries for Kubernetes services from the network driver.
+#[derive(Debug, Parser)]
+#[command(
+    name = "peak",
+    version,
+    about,
+    after_help = "\
+Start with a folder of Service and EndpointSlice manifests:
+  peak check manifests/
+  peak run --manifests manifests/ --interface eth0
+  dig @NODE web.shop.svc.cluster.local AAAA
+  peak status"
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Answer queries until SIGTERM (a second one ends at once)
+    Run(Box<RunArgs>),
+    /// Say what is wrong with a folder of manifests: exit status 0 if nothing, 1 on an error, 2 if it can't be read
+    Check(CheckArgs),
+    /// Show what the running agent does: readiness, zones, interfaces, counters
+    Status(AdminArgs),
+    /// Show what the running agent answers to a name, and whether the kernel does
+    Lookup(LookupArgs),
+    /// Let the kernel answer, or have it pass every packet up to the fallback
+    Kernel(KernelArgs),
+}
+
+/// The settings of `peak run`, as they were typed. Empty is not given.
+#[derive(Clone, Debug, Default, Args)]
+#[command(after_help = "\
+Each option is also a variable of the environment and a key of the --config file, without the dashes:
+  --forward-for 10.0.0.0/8,fd00::/8      PEAK_FORWARD_FOR=10.0.0.0/8,fd00::/8
+  forward-for = [\"10.0.0.0/8\", \"fd00::/8\"]
+What is typed goes before the environment, and that before the file. A list replaces a list.
+
+Examples:
+  peak run --manifests manifests/ --interface eth0
+  peak run --manifests manifests/ --xdp off --listen '[::1]:5353'
+  peak run --config /etc/peak/peak.toml --upstream 192.0.2.53:53 --upstream corp.example=[2001:db8::53]:53")]
+pub struct RunArgs {
+    /// Folder of Service and EndpointSlice manifests (.yaml, .yml, .json), read with its subfolders and watched
+    #[arg(long, value_name = "DIR", env = "PEAK_MANIFESTS")]
+    pub manifests: Option<PathBuf>,
+    /// Network interface on which the kernel answers; may be given several times
+    #[arg(long, value_name = "IF", env = "PEAK_INTERFACE", value_delimiter = ',')]
+    pub interface: Vec<String>,
+    /// Where to answer.
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        env = "PEAK_LISTEN",
+        value_delimiter = ',',
+        help = "Where to answer. [::] and 0.0.0.0 mean every address of that family on the named interfaces \
+                [default: [::]:53 and 0.0.0.0:53]"
+    )]
+    pub listen: Vec<String>,
+    /// Zone that holds the services; of zones within one another, the longest that fits a name answers
+    /// [default: cluster.local]
+    #[arg(long, value_name = "ZONE", env = "PEAK_ZONE", value_delimiter = ',')]
+    pub zone: Vec<String>,
+    /// How the kernel answers: in the driver (native), behind it (generic), the better of both (auto), not at all (off)
+    /// [default: auto]
+    #[arg(long, value_name = "auto|native|generic|off", env = "PEAK_XDP")]
+    pub xdp: Option<String>,
+    /// Whom to ask about names outside the zones, or about those within DOMAIN: the longest that fits. Without: REFUSED
+    #[arg(
+        long,
+        value_name = "[DOMAIN=]ADDRESS:PORT",
+        env = "PEAK_UPSTREAM",
+        value_delimiter = ','
+    )]
+    pub upstream: Vec<String>,
+    /// Clients for whom upstreams are asked; all others get REFUSED
+    /// [default: loopback, private, unique-local and link-local ranges]
+    #[arg(
+        long,
+        value_name = "CIDR",
+        env = "PEAK_FORWARD_FOR",
+        value_delimiter = ','
+    )]
+    pub forward_for: Vec<String>,
+    /// How long answers may be cached, in seconds, 0 to 3600 [default: 5]
+    #[arg(long, value_name = "SECONDS", env = "PEAK_TTL")]
+    pub ttl: Option<String>,
+    /// Unix socket for `peak status` and its like [default: /run/peak/admin.sock]
+    #[arg(long, value_name = "SOCKET", env = "PEAK_ADMIN")]
+    pub admin: Option<PathBuf>,
+    /// Where to serve /metrics, /healthz and /readyz over HTTP [default: nowhere]
+    #[arg(long, value_name = "ADDRESS:PORT", env = "PEAK_METRICS")]
+    pub metrics: Option<String>,
+    /// TOML file with any of these settings
+    #[arg(long, value_name = "FILE", env = "PEAK_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// The settings that came from the environment, for messages.
+    #[arg(skip)]
+    pub from_environment: BTreeSet<String>,
+}
+
+/// What `peak check` is told.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Folder of manifests
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// Zone whose names must fit
+    #[arg(
+        long,
+        value_name = "ZONE",
+        env = "PEAK_ZONE",
+        value_delimiter = ',',
+        default_value = "cluster.local"
+    )]
+    pub zone: Vec<Name>,
+    /// How to say it
+    #[arg(long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// What every command needs that speaks to a running agent.
+#[derive(Debug, Args)]
+pub struct AdminArgs {
+    /// The agent's socket
+    #[arg(long, value_name = "SOCKET", env = "PEAK_ADMIN", default_value = DEFAULT_ADMIN)]
+    pub admin: PathBuf,
+    /// How to say it
+    #[arg(long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// What `peak lookup` is told.
+#[derive(Debug, Args)]
+pub struct LookupArgs {
+    /// The whole name, such as web.shop.svc.cluster.local
+    pub name: Name,
+    /// The type of record: a mnemonic such as A, or TYPE and a number
+    #[arg(value_name = "TYPE", default_value = "AAAA", value_parser = record_type)]
+    pub record_type: String,
+    /// Which agent, and how to say it.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+}
+
+/// What `peak kernel` is told.
+#[derive(Debug, Args)]
+pub struct KernelArgs {
+    /// on: the kernel answers what it can; off: it passes all up, and stays attached
+    #[arg(value_enum)]
+    pub state: Switch,
+    /// Which agent, and how to say it.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+}
+
+/// Who reads what a command says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// People
+    #[default]
+    Text,
+    /// Programs: one JSON object
+    Json,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// The kernel answers
+    On,
+    /// The kernel passes everything up
+    Off,
+}
+
+impl Cli {
+    /// Reads the command line and the environment. Ends the process, with usage and status 2, if they make no sense.
+    pub fn read() -> Self {
+        let matches = Self::command().get_matches();
+        Self::from_matches(&matches)
+            .unwrap_or_else(|error| error.format(&mut Self::command()).exit())
+    }
+
+    fn from_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut cli = Self::from_arg_matches(matches)?;
+        if let (Command::Run(arguments), Some((_, matches))) =
+            (&mut cli.command, matches.subcommand())
+        {
+            let ids = matches.ids().map(|id| id.as_str());
+            let is_from_environment =
+                |id: &&str| matches.value_source(id) == Some(ValueSource::EnvVariable);
+            arguments.from_environment = ids
+                .filter(is_from_environment)
+                .map(|id| id.replace('_', "-"))
+                .collect();
+        }
+        Ok(cli)
+    }
+}
+
+/// A record type as it is written: `AAAA`, `TYPE65`.
+fn record_type(text: &str) -> Result<String, String> {
+    let upper = text.to_ascii_uppercase();
+    let number = upper.strip_prefix("TYPE").filter(|rest| !rest.is_empty());
+    if number.is_some_and(|number| number.parse::<u16>().is_err())
+        || !upper.starts_with(|c: char| c.is_ascii_alphabetic())
+    {
+        return Err(
+            "a record type is a mnemonic such as AAAA, or TYPE and a number up to 65535".to_owned(),
+        );
+    }
+    Ok(upper)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Cli, clap::Error> {
+        Cli::from_matches(&Cli::command().try_get_matches_from(line.split_whitespace())?)
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn lists_are_repeated_or_joined() {
+        let cli = read("peak run --interface eth0,eth1 --interface eth2 --ttl 7").unwrap();
+        let Command::Run(run) = cli.command else {
+            panic!("{cli:?}")
+        };
+        assert_eq!(run.interface, ["eth0", "eth1", "eth2"]);
+        assert_eq!(run.ttl.as_deref(), Some("7"));
+        assert!(run.from_environment.is_empty() && run.zone.is_empty());
+    }
+
+    #[test]
+    fn commands_for_a_running_agent() {
+        let cli =
+            read("peak lookup Web.shop.svc.cluster.local type65 --admin /a --output json").unwrap();
+        let Command::Lookup(lookup) = cli.command else {
+            panic!("{cli:?}")
+        };
+        assert_eq!(lookup.name.to_string(), "web.shop.svc.cluster.local.");
+        assert_eq!(
+            (&*lookup.record_type, lookup.admin.output),
+            ("TYPE65", Output::Json)
+        );
+        let cli = read("peak kernel off").unwrap();
+        let Command::Kernel(kernel) = cli.command else {
+            panic!("{cli:?}")
+        };
+        assert_eq!(
+            (kernel.state, kernel.admin.output),
+            (Switch::Off, Output::Text)
+        );
+        for wrong in [
+            "peak",
+            "peak kernel",
+            "peak lookup a..b",
+            "peak lookup a TYPE65536",
+            "peak lookup a 1",
+            "peak x",
+        ] {
+            assert_eq!(read(wrong).unwrap_err().exit_code(), 2, "{wrong}");
+        }
+    }
+}
