@@ -34,8 +34,9 @@ pub(crate) fn run(_: &Args) -> Result<()> {
 /// Builds the object and says where it is.
 pub(crate) fn build() -> Result<PathBuf> {
     toolchain::install_nightly(&[])?;
+    let mut cargo = toolchain::bpf_cargo("build")?;
     say("building the XDP program");
-    process::run(&mut toolchain::bpf_cargo("build")?)?;
+    process::run(&mut cargo)?;
     let built = process::target().join("ebpf/bpfel-unknown-none/release/peak-ebpf");
     let object = process::workspace().join("target/bpf/peak-ebpf");
     copy_if_changed(&built, &object)
