@@ -3,6 +3,7 @@
 //! Everything is a guard: dropping it takes away what it made, also when a test panics. What a killed process could not
 //! take away, the next one does. All of it needs root.
 
+mod dns;
 mod namespace;
 mod peak;
 mod pod;
@@ -11,8 +12,9 @@ mod wait;
 mod xdp;
 
 pub use self::{
+    dns::ask,
     namespace::{Namespace, join, scratch},
-    peak::{Counted, Fallback, Interface, Peak, SnapshotSize, Status},
+    peak::{Counted, Fallback, Interface, Peak, SnapshotSize, Status, give_away},
     pod::Pod,
     process::{Running, program},
     wait::eventually,

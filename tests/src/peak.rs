@@ -3,6 +3,8 @@
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
+    fs,
+    os::unix::fs::chown,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -13,6 +15,9 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use crate::{Namespace, Running, eventually, program, scratch};
+
+/// A user and a group without anything of their own.
+const NOBODY: u32 = 65534;
 
 /// How long an agent may take from its start until it is ready.
 const START: Duration = Duration::from_secs(20);
@@ -48,10 +53,54 @@ impl Peak {
         namespace: &Namespace,
         arguments: impl IntoIterator<Item = A>,
     ) -> Result<Self> {
-        let program = program("peak")?;
         let folder = scratch()?;
+        let program = program("peak")?;
+        let command = Command::new(&program);
+        Self::launch_with(namespace, command, program, folder, arguments)
+    }
+
+    /// Starts `peak run` as an ordinary user who has these capabilities (`CAP_BPF`, …) and can't get others, and waits
+    /// until it is ready.
+    ///
+    /// # Errors
+    /// It ends, or isn't ready in time: with what it said. Without `setpriv`.
+    pub fn start_confined<A: AsRef<OsStr>>(
+        namespace: &Namespace,
+        capabilities: &[&str],
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Result<Self> {
+        // The program is copied, because a checkout may be where only its owner can go.
+        let folder = scratch()?;
+        let program = folder.path().join("peak");
+        fs::copy(self::program("peak")?, &program)?;
+        give_away(folder.path())?;
+        let set = capabilities
+            .iter()
+            .fold("-all".to_owned(), |set, capability| {
+                set + ",+" + &capability.trim_start_matches("CAP_").to_ascii_lowercase()
+            });
+        let mut command = Command::new("setpriv");
+        command
+            .arg(format!("--reuid={NOBODY}"))
+            .arg(format!("--regid={NOBODY}"));
+        command.args(["--clear-groups", "--no-new-privs"]);
+        for kind in ["bounding-set", "inh-caps", "ambient-caps"] {
+            command.arg(format!("--{kind}={set}"));
+        }
+        command.arg("--").arg(&program);
+        let mut peak = Self::launch_with(namespace, command, program, folder, arguments)?;
+        peak.ready()?;
+        Ok(peak)
+    }
+
+    fn launch_with<A: AsRef<OsStr>>(
+        namespace: &Namespace,
+        mut command: Command,
+        program: PathBuf,
+        folder: TempDir,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Result<Self> {
         let socket = folder.path().join("admin.sock");
-        let mut command = Command::new(&program);
         command
             .arg("run")
             .args(arguments)
@@ -119,6 +168,18 @@ impl Peak {
     pub fn lookup(&self, name: &str, qtype: &str) -> Result<serde_json::Value> {
         admin(&self.program, &self.socket, &["lookup", name, qtype])
     }
+}
+
+/// Makes a folder and the files in it the ordinary user's of [`Peak::start_confined`].
+///
+/// # Errors
+/// Without root.
+pub fn give_away(folder: &Path) -> Result<()> {
+    let files = fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path()));
+    for path in files.chain([Ok(folder.to_owned())]) {
+        chown(path?, Some(NOBODY), Some(NOBODY))?;
+    }
+    Ok(())
 }
 
 fn status(program: &Path, socket: &Path) -> Result<Status> {

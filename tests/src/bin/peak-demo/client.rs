@@ -1,19 +1,15 @@
-//! The client: an ordinary stub resolver and an ordinary connection; and questions that a stub resolver does not ask.
+//! The client: an ordinary stub resolver and an ordinary connection.
 
 use std::{
     collections::BTreeMap,
     io::{Read, Write},
-    net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs},
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use hickory_proto::{
-    op::{Message, Query, ResponseCode},
-    rr::{Name, RecordType},
-};
+use anyhow::{Context, Result, ensure};
 
-/// How long a connection or an answer may take.
+/// How long a connection or a reply may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Which pod replied at which address.
@@ -54,45 +50,4 @@ fn get(address: SocketAddr) -> Result<String> {
         "{address} replied {head}"
     );
     Ok(body.to_owned())
-}
-
-/// What came back to one question.
-pub(crate) struct Reply {
-    pub(crate) rcode: ResponseCode,
-    /// The answers' data, in presentation format.
-    pub(crate) records: Vec<String>,
-}
-
-/// Asks one question over UDP, in the namespace of the calling thread.
-pub(crate) fn ask(server: SocketAddr, name: &str, qtype: RecordType) -> Result<Reply> {
-    let mut query = Message::query();
-    query.metadata.recursion_desired = true;
-    let mut name = Name::from_ascii(name)?;
-    name.set_fqdn(true);
-    query.add_query(Query::query(name, qtype));
-
-    let socket = UdpSocket::bind(if server.is_ipv6() {
-        "[::]:0"
-    } else {
-        "0.0.0.0:0"
-    })?;
-    socket.connect(server)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    socket.send(&query.to_vec()?)?;
-    let mut buffer = [0; 1232];
-    let length = socket
-        .recv(&mut buffer)
-        .with_context(|| format!("no answer from {server}"))?;
-    let reply = Message::from_vec(&buffer[..length])?;
-    if reply.metadata.id != query.metadata.id || reply.queries != query.queries {
-        bail!("{server} answered another question");
-    }
-    Ok(Reply {
-        rcode: reply.metadata.response_code,
-        records: reply
-            .answers
-            .iter()
-            .map(|record| record.data.to_string())
-            .collect(),
-    })
 }

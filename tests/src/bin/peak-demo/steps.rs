@@ -4,11 +4,11 @@ use std::{env, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use hickory_proto::{op::ResponseCode, rr::RecordType};
-use peak_tests::{Counted, eventually};
+use peak_tests::{Counted, ask, eventually};
 use serde::Serialize;
 
 use crate::{
-    client::{self, Visits},
+    client::Visits,
     scene::{HTTP, SERVER, Scene},
 };
 
@@ -200,14 +200,18 @@ impl Question {
                 records,
             } => {
                 let server = (SERVER.parse::<std::net::IpAddr>()?, 53).into();
-                let reply = scene.client().run(|| client::ask(server, name, *qtype))?;
-                let nodata = reply.rcode == ResponseCode::NoError && reply.records.is_empty();
-                outcome.answer = match &reply {
-                    _ if nodata => vec!["NODATA".to_owned()],
-                    reply if reply.records.is_empty() => vec![mnemonic(reply.rcode)],
-                    reply => reply.records.clone(),
+                let reply = scene.client().run(|| ask(server, name, *qtype))?;
+                let answered = reply.metadata.response_code;
+                outcome.answer = match answered {
+                    ResponseCode::NoError if reply.answers.is_empty() => vec!["NODATA".to_owned()],
+                    ResponseCode::NoError => reply
+                        .answers
+                        .iter()
+                        .map(|record| record.data.to_string())
+                        .collect(),
+                    rcode => vec![mnemonic(rcode)],
                 };
-                if reply.rcode != *rcode || reply.records.is_empty() == *records {
+                if answered != *rcode || reply.answers.is_empty() == *records {
                     bail!(
                         "should be {} with{} records",
                         mnemonic(*rcode),
