@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    env,
     ffi::OsStr,
     fs,
     os::unix::fs::chown,
@@ -101,6 +102,12 @@ impl Peak {
         arguments: impl IntoIterator<Item = A>,
     ) -> Result<Self> {
         let socket = folder.path().join("admin.sock");
+        for (variable, _) in env::vars_os() {
+            // A developer's own settings are not the test's.
+            if variable.as_encoded_bytes().starts_with(b"PEAK_") {
+                command.env_remove(variable);
+            }
+        }
         command
             .arg("run")
             .args(arguments)

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use peak_tests::{Running, eventually};
+use peak_tests::{Running, eventually, program};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -93,6 +93,16 @@ fn every_step_is_right_and_every_address_question_is_answered_in_the_kernel() ->
         assert_eq!(pods[address], requests, "{pods}");
     }
     assert_eq!(belongings(process), Vec::<String>::new());
+    Ok(())
+}
+
+#[test]
+fn samples_are_valid() -> Result<()> {
+    let check = Command::new(program("peak")?)
+        .args(["check", SAMPLES])
+        .output()?;
+    let said = [check.stdout, check.stderr].concat();
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&said));
     Ok(())
 }
 
