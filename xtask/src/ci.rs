@@ -43,6 +43,11 @@ pub(crate) fn run(_: &Args) -> Result<()> {
 
     say("documentation");
     process::run(
+        toolchain::bpf_cargo("doc")?
+            .arg("--no-deps")
+            .env("RUSTDOCFLAGS", "--deny warnings"),
+    )?;
+    process::run(
         process::cargo()
             .args(["doc", "--workspace", "--exclude", "peak-ebpf", "--no-deps"])
             .env("RUSTDOCFLAGS", "--deny warnings"),
