@@ -1,8 +1,9 @@
-//! Peak's agent. One change's way: [`source`] → [`records`] → [`snapshot`] → `dataplane` and [`fallback`].
+//! Peak's agent. One change's way: [`source`] → [`records`] → [`snapshot`] → [`dataplane`] and [`fallback`].
 
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod dataplane;
 pub mod fallback;
 pub mod name;
 pub mod records;
