@@ -17,7 +17,6 @@ pub const DEFAULT_ADMIN: &str = "/run/peak/admin.sock";
 #[command(
     name = "peak",
     version,
-    about,
     after_help = "\
 Start with a folder of Service and EndpointSlice manifests:
   peak check manifests/

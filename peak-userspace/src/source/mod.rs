@@ -16,6 +16,7 @@ use crate::{
 
 mod document;
 pub mod manifests;
+mod watches;
 
 /// The services that changed, each with all it publishes now, or `None` if it is gone.
 pub type Batch = Vec<(ServiceKey, Option<ServiceRecords>)>;
