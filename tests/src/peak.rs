@@ -5,13 +5,14 @@ use std::{
     env,
     ffi::OsStr,
     fs,
+    io::{BufReader, Seek},
     os::unix::fs::chown,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use tempfile::TempDir;
 
@@ -22,6 +23,9 @@ const NOBODY: u32 = 65534;
 
 /// How long an agent may take from its start until it is ready.
 const START: Duration = Duration::from_secs(20);
+
+/// How long an agent may take to tell of itself.
+const ADMIN: Duration = Duration::from_secs(5);
 
 /// A running agent, killed when dropped.
 #[derive(Debug)]
@@ -199,26 +203,21 @@ fn admin<T: for<'de> Deserialize<'de>>(
     socket: &Path,
     arguments: &[&str],
 ) -> Result<T> {
-    let output = Command::new(program)
-        .args(arguments)
-        .args(["--output", "json", "--admin"])
-        .arg(socket)
-        .output()
-        .with_context(|| format!("cannot start {}", program.display()))?;
-    if !output.status.success() {
-        bail!(
-            "peak {}: {}",
-            arguments.join(" "),
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    serde_json::from_slice(&output.stdout).with_context(|| {
-        format!(
-            "peak {} said {}",
-            arguments.join(" "),
-            String::from_utf8_lossy(&output.stdout)
-        )
-    })
+    let asked = || -> Result<T> {
+        let mut answer = tempfile::tempfile()?;
+        let mut asking = Running::start(
+            Command::new(program)
+                .args(arguments)
+                .args(["--output", "json", "--admin"])
+                .arg(socket)
+                .stdout(answer.try_clone()?),
+        )?;
+        let status = asking.wait(ADMIN)?;
+        ensure!(status.success(), "{}", asking.log().trim());
+        answer.rewind()?;
+        Ok(serde_json::from_reader(BufReader::new(answer))?)
+    };
+    asked().with_context(|| format!("peak {}", arguments.join(" ")))
 }
 
 /// What `peak status --output json` says, as far as tests ask.

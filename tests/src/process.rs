@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -15,12 +15,16 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::eventually;
 
+/// How long what a process has said may take to be read after its end.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// A process that is killed when this is dropped. What it says on stderr is kept, and shown if the test panics.
 #[derive(Debug)]
 pub struct Running {
     name: String,
     child: Child,
     log: Arc<Mutex<String>>,
+    reader: JoinHandle<()>,
 }
 
 impl Running {
@@ -38,14 +42,19 @@ impl Running {
         let log = Arc::new(Mutex::new(String::new()));
         let stderr = child.stderr.take().context("stderr is piped")?;
         let sink = Arc::clone(&log);
-        thread::spawn(move || {
+        let reader = thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 let mut log = sink.lock().unwrap_or_else(PoisonError::into_inner);
                 log.push_str(&line);
                 log.push('\n');
             }
         });
-        Ok(Self { name, child, log })
+        Ok(Self {
+            name,
+            child,
+            log,
+            reader,
+        })
     }
 
     /// Its process number.
@@ -70,12 +79,19 @@ impl Running {
         kill_process(pid, signal).with_context(|| format!("cannot signal {}", self.name))
     }
 
-    /// Its exit status, once it has ended.
+    /// Its exit status, once it has ended. [`Self::log`] is whole then.
     ///
     /// # Errors
     /// It can't be waited for.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        Ok(self.child.try_wait()?)
+        let status = self.child.try_wait()?;
+        if status.is_some() {
+            // A process of its own may hold its stderr open: not for longer than this.
+            let _ = eventually("its last words", LAST_WORDS, || {
+                Ok(self.reader.is_finished().then_some(()))
+            });
+        }
+        Ok(status)
     }
 
     /// Waits for its end.

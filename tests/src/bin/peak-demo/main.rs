@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, ensure};
 use clap::{Parser, Subcommand};
 use peak_tests::eventually;
 use signal_hook::{consts::TERM_SIGNALS, flag};
@@ -59,16 +59,17 @@ enum Output {
     Json,
 }
 
-fn main() -> Result<ExitCode> {
-    match Cli::parse().role {
-        Role::Visit { name, port } => client::visit(&name, port).map(|()| ExitCode::SUCCESS),
-        Role::Show(show) => {
-            let report = show.run()?;
-            Ok(if report.is_right() {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            })
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().role {
+        Role::Visit { name, port } => client::visit(&name, port).map(|()| true),
+        Role::Show(show) => show.run().map(|report| report.is_right()),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
         }
     }
 }
@@ -76,12 +77,23 @@ fn main() -> Result<ExitCode> {
 impl Show {
     fn run(&self) -> Result<Report> {
         let interrupt = Interrupt::new()?;
+        self.play(&interrupt).map_err(|error| {
+            // On a terminal Ctrl-C ends Peak and the client as well: what they say of it is no news.
+            if interrupt.raised() {
+                anyhow!("interrupted")
+            } else {
+                error
+            }
+        })
+    }
+
+    fn play(&self, interrupt: &Interrupt) -> Result<Report> {
         let mut scene = Scene::set(&self.manifests)?;
         let mut report = Report::default();
         report::heading();
         for step in steps::all() {
-            interrupt.check()?;
             let outcome = step.play(&mut scene)?;
+            ensure!(!interrupt.raised(), "interrupted");
             report::row(&outcome);
             report.add(outcome);
         }
@@ -115,12 +127,5 @@ impl Interrupt {
 
     fn raised(&self) -> bool {
         self.0.load(Ordering::Relaxed)
-    }
-
-    fn check(&self) -> Result<()> {
-        if self.raised() {
-            bail!("interrupted");
-        }
-        Ok(())
     }
 }
