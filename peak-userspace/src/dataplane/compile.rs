@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     name::Name,
-    snapshot::{Change, Node, Snapshot, Zone},
+    snapshot::{Change, Lookup, Node, Snapshot, Zone},
 };
 
 /// Why the kernel can't answer for a list of zones. The remedy is another list, or no kernel program.
@@ -205,4 +205,318 @@ fn holds_zones(control: &Control, names: &[&Name]) -> bool {
                 .all(|(word, value)| word.load() == value)
     };
     control.zone_count.load() == names.len() as u64 && control.zones.iter().zip(names).all(holds)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeSet,
+        net::{IpAddr, Ipv6Addr},
+        sync::Arc,
+        time::{Duration, SystemTime, UNIX_EPOCH},
+    };
+
+    use hickory_proto::{
+        op::{Message, ResponseCode},
+        rr::RData,
+    };
+    use peak_common::{
+        abi::{Interface, served_slot, service_key},
+        packet::Buffer,
+        respond,
+        table::Tables,
+        verdict::{Outcome, PassReason, QueryType, Verdict},
+        word::Word,
+    };
+
+    use super::*;
+    use crate::{
+        dataplane::memory::{HostMemory, HostTables},
+        snapshot::{AddressSet, ServiceKey, ServiceRecords, SnapshotConfig},
+    };
+
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const IFINDEX: u32 = 7;
+    const SERVER: &str = "fd00::53";
+    const START: u64 = 1_800_000_000;
+
+    fn name(text: &str) -> Name {
+        Name::parse(text).unwrap()
+    }
+
+    fn now() -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(START)
+    }
+
+    fn empty(zones: &[&str]) -> Snapshot {
+        Snapshot::empty(SnapshotConfig {
+            zones: zones.iter().map(|zone| name(zone)).collect(),
+            ttl: 5,
+            nameservers: vec![SERVER.parse().unwrap()],
+        })
+    }
+
+    fn web(addresses: &[&str]) -> (ServiceKey, Option<ServiceRecords>) {
+        let set = |texts: &[&str]| -> AddressSet {
+            texts
+                .iter()
+                .map(|text| text.parse::<IpAddr>().unwrap())
+                .collect()
+        };
+        let endpoints = addresses.iter().enumerate();
+        let records = ServiceRecords {
+            addresses: set(addresses),
+            endpoints: endpoints
+                .map(|(i, address)| (format!("pod-{i}").into(), set(&[address])))
+                .collect(),
+        };
+        (ServiceKey::new("shop", "web"), Some(records))
+    }
+
+    fn table(snapshot: &Snapshot) -> (Table<HostMemory>, Arc<HostTables>) {
+        let memory = HostMemory::new();
+        let tables = memory.tables().clone();
+        let address = SERVER.parse::<Ipv6Addr>().unwrap().octets();
+        let (words, _) = address.as_chunks::<8>();
+        let address = [words[0], words[1]].map(u64::from_ne_bytes);
+        let service = service_key(IFINDEX, 53_u16.to_be());
+        let slot = Tables::served(&*tables, served_slot(address, service)).unwrap();
+        slot.address[0].store(address[0]);
+        slot.address[1].store(address[1]);
+        slot.service.store(service);
+        let writer = Writer::create(memory).unwrap();
+        (Table::new(writer, snapshot.zones()).unwrap(), tables)
+    }
+
+    /// What the program does with a query for `name`, and its reply if it gives one.
+    fn query(
+        tables: &HostTables,
+        name: &Name,
+        query_type: QueryType,
+    ) -> (Verdict, Option<Message>) {
+        let wire = name.as_wire();
+        let length = (8 + 12 + wire.len() + 4) as u16;
+        let mut frame = Vec::new();
+        frame.extend(MAC);
+        frame.extend([2, 0, 0, 0, 0, 2, 0x86, 0xdd, 0x60, 0, 0, 0]);
+        frame.extend(length.to_be_bytes());
+        frame.extend([17, 64]);
+        frame.extend("fd00::c".parse::<Ipv6Addr>().unwrap().octets());
+        frame.extend(SERVER.parse::<Ipv6Addr>().unwrap().octets());
+        frame.extend([0x30, 0x39, 0, 53]);
+        frame.extend(length.to_be_bytes());
+        frame.extend([1, 1]);
+        let message = frame.len();
+        frame.extend([0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+        frame.extend(wire.to_ascii_uppercase());
+        let query_type = match query_type {
+            QueryType::A => 1,
+            QueryType::Aaaa => 28,
+        };
+        frame.extend([0, query_type, 0, 1]);
+
+        let mut mac = [0; 8];
+        mac[..6].copy_from_slice(&MAC);
+        let interface = Interface {
+            ifindex: Word::new(IFINDEX.into()),
+            mtu: Word::new(1500),
+            mac: Word::new(u64::from_le_bytes(mac)),
+            reserved: 0,
+        };
+        let mut packet = Buffer::<2048>::new(&frame, 0, 1024);
+        let verdict = respond::handle(&mut packet, tables, &interface, || 0x8000_0000);
+        let answered = matches!(verdict, Verdict::Answered(..));
+        let reply = answered.then(|| Message::from_vec(&packet.frame()[message..]).unwrap());
+        (verdict, reply)
+    }
+
+    /// The kernel says of every name of the snapshot, and of some that do not exist, what the snapshot says.
+    fn compare(tables: &HostTables, snapshot: &Snapshot) {
+        let absent = ["", "no.", "x.web.shop.svc.", "pod-9.web.shop.svc."]
+            .iter()
+            .flat_map(|path| {
+                snapshot
+                    .zones()
+                    .iter()
+                    .map(move |zone| format!("{path}{}", zone.name))
+            });
+        let names: BTreeSet<_> = snapshot
+            .names()
+            .map(|(_, name, _)| name)
+            .chain(absent.map(|text| name(&text)))
+            .collect();
+        for name in &names {
+            for query_type in [QueryType::A, QueryType::Aaaa] {
+                let (verdict, reply) = query(tables, name, query_type);
+                let (zone, node) = match snapshot.lookup(name.as_wire()) {
+                    Lookup::Present { zone, node } => (zone, Some(node)),
+                    Lookup::Absent { zone } => (zone, None),
+                    Lookup::OutsideZones => panic!("{name} is in a zone"),
+                };
+                let wanted: Vec<IpAddr> = match (&node, query_type) {
+                    (None, _) => Vec::new(),
+                    (Some(node), QueryType::A) => {
+                        node.addresses.v4.iter().map(|&a| a.into()).collect()
+                    }
+                    (Some(node), QueryType::Aaaa) => {
+                        node.addresses.v6.iter().map(|&a| a.into()).collect()
+                    }
+                };
+                let outcome = match &node {
+                    None => Outcome::NxDomain,
+                    Some(_) if wanted.is_empty() => Outcome::NoData,
+                    Some(_) => Outcome::Records,
+                };
+                assert_eq!(verdict, Verdict::Answered(query_type, outcome), "{name}");
+                let reply = reply.unwrap();
+                let rcode = if node.is_some() {
+                    ResponseCode::NoError
+                } else {
+                    ResponseCode::NXDomain
+                };
+                assert_eq!(reply.metadata.response_code, rcode);
+                let mut addresses: Vec<IpAddr> = reply
+                    .answers
+                    .iter()
+                    .map(|r| r.data.ip_addr().unwrap())
+                    .collect();
+                addresses.sort_unstable();
+                assert_eq!(addresses, wanted, "{name}");
+                assert!(
+                    reply
+                        .answers
+                        .iter()
+                        .all(|record| record.ttl == snapshot.ttl())
+                );
+                if wanted.is_empty() {
+                    let [record] = &reply.authorities[..] else {
+                        panic!("{name}: one SOA")
+                    };
+                    let RData::SOA(soa) = &record.data else {
+                        panic!("{name}: an SOA")
+                    };
+                    assert_eq!(soa.serial, snapshot.serial());
+                    assert_eq!(soa.minimum, snapshot.ttl());
+                    let owner = record.name.to_ascii().to_ascii_lowercase();
+                    assert_eq!(owner, zone.name.to_string(), "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_kernel_says_what_the_snapshot_says() {
+        let zones = [
+            "cluster.local",
+            "example",
+            "b.a.cluster.local",
+            "clusters.local",
+        ];
+        let first = empty(&zones);
+        let (mut table, tables) = table(&first);
+        let apex = name("cluster.local");
+        let passed = Verdict::Passed;
+        let verdict = |name: &Name| query(&tables, name, QueryType::A).0;
+
+        table.sync(&first);
+        assert_eq!(
+            verdict(&apex),
+            passed(PassReason::NotReady),
+            "nothing is complete yet"
+        );
+        let (second, changes) = first.with(vec![web(&["fd00::1", "fd00::2", "10.0.0.1"])], now());
+        table.apply(&second, &changes);
+        compare(&tables, &second);
+        assert_eq!(
+            verdict(&name("example.com")),
+            passed(PassReason::ForeignName)
+        );
+        assert_eq!(
+            verdict(&name("xcluster.local")),
+            passed(PassReason::ForeignName)
+        );
+        let (third, changes) = second.with(vec![web(&["fd00::3", "10.0.0.1"])], now());
+        table.apply(&third, &changes);
+        compare(&tables, &third);
+        let control = Tables::control(&*tables).unwrap();
+        assert_eq!(control.generation.load(), third.generation());
+        assert_eq!(control.names.load(), third.name_count() as u64);
+        for (_, name, node) in third.names() {
+            assert_eq!(
+                table.lookup(&name).unwrap().addresses,
+                node.addresses,
+                "{name}"
+            );
+        }
+
+        table.set_enabled(false);
+        assert_eq!(verdict(&apex), passed(PassReason::Disabled));
+        table.set_enabled(true);
+        table.set_recursion_available(true);
+        let (_, reply) = query(&tables, &apex, QueryType::A);
+        assert!(reply.unwrap().metadata.recursion_available);
+    }
+
+    #[test]
+    fn an_agent_takes_over_what_another_left() {
+        let zones = ["cluster.local", "example"];
+        let first = empty(&zones);
+        let (old, _) = first.with(vec![web(&["fd00::1", "fd00::2"])], now());
+        let (mut before, tables) = table(&first);
+        before.sync(&old);
+
+        // Another agent, the same zones, and other services: it serves the old until it has the new.
+        let writer = Writer::adopt(before.writer.into_memory()).unwrap();
+        let mut after = Table::new(writer, first.zones()).unwrap();
+        compare(&tables, &old);
+        after.sync(&first);
+        compare(&tables, &old);
+        let (new, _) = first.with(vec![web(&["fd00::9"])], now());
+        let stats = after.stats();
+        after.sync(&new);
+        compare(&tables, &new);
+        assert_eq!(after.stats().names, new.name_count() as u64);
+        after.sync(&new);
+        assert!(after.writer.settle());
+        assert!(after.stats().heap_used < stats.heap_used);
+        assert_eq!(
+            after.take_quarantine(),
+            None,
+            "what is as it should be is left alone"
+        );
+
+        // Other zones: nothing is answered until all is right.
+        let other = empty(&["cluster.local", "other"]);
+        let writer = Writer::adopt(after.writer.into_memory()).unwrap();
+        let mut last = Table::new(writer, other.zones()).unwrap();
+        let apex = name("example");
+        assert_eq!(
+            query(&tables, &apex, QueryType::A).0,
+            Verdict::Passed(PassReason::NotReady)
+        );
+        let (other, _) = other.with(vec![web(&["10.0.0.9"])], now());
+        last.sync(&other);
+        compare(&tables, &other);
+        assert_eq!(
+            query(&tables, &apex, QueryType::A).0,
+            Verdict::Passed(PassReason::ForeignName)
+        );
+    }
+
+    #[test]
+    fn zones_that_the_kernel_cannot_hold_are_refused() {
+        let refuse = |zones: &[&str]| {
+            let snapshot = empty(zones);
+            let writer = Writer::create(HostMemory::new()).unwrap();
+            Table::new(writer, snapshot.zones())
+                .err()
+                .map(|error| error.to_string())
+        };
+        assert_eq!(refuse(&["."]), None);
+        assert!(refuse(&["a`b.example"]).unwrap().contains("a`b.example"));
+        let many: Vec<_> = (0..65).map(|i| format!("z{i}.example")).collect();
+        let many: Vec<_> = many.iter().map(String::as_str).collect();
+        assert_eq!(refuse(&many[1..]), None);
+        assert!(refuse(&many).unwrap().contains("65 zones"));
+    }
 }

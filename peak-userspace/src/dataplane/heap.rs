@@ -324,3 +324,142 @@ impl Heap {
         self.count
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A heap, and what was taken from it.
+    #[derive(Default)]
+    struct Books {
+        heap: Heap,
+        taken: Vec<Extent>,
+    }
+
+    impl Books {
+        fn allocate(&mut self, granules: u32, purpose: Purpose) {
+            let extent = self.heap.allocate(granules, purpose).unwrap_or_else(|| {
+                self.heap.add_segment(self.heap.vacant_slot().unwrap());
+                self.heap.allocate(granules, purpose).unwrap()
+            });
+            assert!(extent.is_sound() && extent.granules == granules);
+            assert!(purpose == Purpose::Addresses || takes_record(extent.start));
+            self.taken.push(extent);
+        }
+
+        /// Nothing overlaps, and what is neither taken nor free does not exist.
+        fn check(&mut self) {
+            self.taken.sort_unstable();
+            let apart = |pair: &[Extent]| pair[0].end() <= pair[1].start;
+            assert!(self.taken.windows(2).all(apart), "{:?}", self.taken);
+            let slots: Vec<_> = (0..self.heap.segments.len() as u32)
+                .filter(|&slot| self.heap.segments[slot as usize].is_some())
+                .collect();
+            let rebuilt = Heap::rebuild(slots, self.taken.clone()).unwrap();
+            assert_eq!(rebuilt.by_start, self.heap.by_start);
+            assert_eq!(rebuilt.by_size, self.heap.by_size);
+            assert_eq!(rebuilt.used(), self.heap.used());
+            assert_eq!(rebuilt.capacity(), self.heap.capacity());
+        }
+    }
+
+    #[test]
+    fn a_record_leaves_its_readers_a_window() {
+        let mut books = Books::default();
+        books.allocate(LAST_RECORD_START, Purpose::Addresses);
+        books.allocate(3, Purpose::Record);
+        assert_eq!(
+            books.taken[1].start,
+            LAST_RECORD_START + 1 + SEGMENT_GRANULES - 1 - LAST_RECORD_START
+        );
+        books.allocate(3, Purpose::Addresses);
+        assert_eq!(
+            books.taken[2].start,
+            LAST_RECORD_START + 1,
+            "the tail is for addresses"
+        );
+        books.check();
+    }
+
+    #[test]
+    fn empty_segments_are_given_back_but_for_one() {
+        let mut books = Books::default();
+        for _ in 0..4 {
+            books.allocate(SEGMENT_GRANULES - 1, Purpose::Addresses);
+        }
+        assert_eq!(books.heap.surplus(), None);
+        for extent in books.taken.drain(1..) {
+            books.heap.free(extent);
+        }
+        for slot in [3, 2] {
+            assert_eq!(books.heap.surplus(), Some(slot));
+            books.heap.remove_segment(slot);
+        }
+        assert_eq!(books.heap.surplus(), None);
+        assert_eq!(books.heap.vacant_slot(), Some(2));
+        books.check();
+    }
+
+    #[test]
+    fn a_closing_segment_takes_nothing_until_it_is_reopened() {
+        let mut books = Books::default();
+        for _ in 0..10 {
+            books.allocate(SEGMENT_GRANULES - 1, Purpose::Addresses);
+        }
+        for extent in books.taken.drain(1..) {
+            books.heap.free(extent);
+        }
+        books.allocate(1, Purpose::Record);
+        assert!(books.heap.close_sparsest());
+        let segments = books.heap.segments();
+        assert!(books.heap.any_closing());
+        let open = (0..10).filter(|slot| {
+            !books
+                .heap
+                .is_closing(Extent::new(slot * SEGMENT_GRANULES, 1))
+        });
+        let room = open.count() as u32 - 1;
+        for _ in 0..room {
+            books.allocate(SEGMENT_GRANULES / 2 + 1, Purpose::Record);
+        }
+        assert_eq!(books.heap.segments(), segments);
+        books.allocate(SEGMENT_GRANULES / 2 + 1, Purpose::Record);
+        assert_eq!(
+            books.heap.segments(),
+            segments + 1,
+            "closing segments took no part"
+        );
+        assert!(books.heap.reopen());
+        assert!(!books.heap.reopen());
+        books.check();
+    }
+
+    proptest! {
+        #[test]
+        fn room_is_given_once_and_joined_again(
+            steps in prop::collection::vec((any::<bool>(), 1..40_000u32, any::<prop::sample::Index>()), 1..200)
+        ) {
+            let mut books = Books::default();
+            for (allocate, size, index) in steps {
+                if allocate || books.taken.is_empty() {
+                    // Many small ones, some large.
+                    let large = size % 8 == 0;
+                    let purpose = if large { Purpose::Addresses } else { Purpose::Record };
+                    books.allocate(if large { size } else { 1 + size % 32 }, purpose);
+                } else {
+                    let extent = books.taken.swap_remove(index.index(books.taken.len()));
+                    books.heap.free(extent);
+                }
+                books.check();
+            }
+            for extent in std::mem::take(&mut books.taken) {
+                books.heap.free(extent);
+            }
+            books.check();
+            prop_assert_eq!(books.heap.used(), 0);
+            prop_assert_eq!(books.heap.by_start.len() as u32, books.heap.segments());
+        }
+    }
+}

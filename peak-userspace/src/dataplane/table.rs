@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
+    ops::Bound,
 };
 
 use peak_common::{
@@ -139,7 +140,10 @@ pub struct Writer<M> {
     least_bits: u32,
     /// There are subtrees at more depths than readers look at: they may deny nothing.
     too_many_depths: bool,
-    retry_due: bool,
+    /// The last name that was tried again.
+    retry_from: Option<Name>,
+    /// The system gave no segment when it was last asked.
+    heap_refused: bool,
     rehashes: u64,
 }
 
@@ -187,7 +191,8 @@ impl<M: Memory> Writer<M> {
             growth_refused: false,
             least_bits: 0,
             too_many_depths: false,
-            retry_due: false,
+            retry_from: None,
+            heap_refused: false,
             rehashes: 0,
         };
         writer.count_names();
@@ -268,7 +273,7 @@ impl<M: Memory> Writer<M> {
             // First, so that nobody denies what is below it.
             self.list_depth(name.labels().count());
         }
-        let stored = match self.store(name, &node) {
+        match self.store(name, &node) {
             Ok(()) => {
                 self.unstored.remove(name);
                 true
@@ -277,11 +282,7 @@ impl<M: Memory> Writer<M> {
                 self.leave_to_fallback(name, node, refusal);
                 false
             }
-        };
-        if self.retry_due {
-            self.retry();
         }
-        stored
     }
 
     /// Takes `name` out of the table. `false`: it was not in it.
@@ -347,7 +348,11 @@ impl<M: Memory> Writer<M> {
     }
 
     fn find(&self, hash: u64, name: &Name) -> Option<Place> {
-        self.index.find(&self.memory, hash, |location| {
+        self.find_in(&self.index, hash, name)
+    }
+
+    fn find_in(&self, index: &Index, hash: u64, name: &Name) -> Option<Place> {
+        index.find(&self.memory, hash, |location| {
             Stored::at(&self.memory, location).is_some_and(|record| record.is_of(name))
         })
     }
@@ -378,15 +383,46 @@ impl<M: Memory> Writer<M> {
             return Ok(());
         }
         if let Err(refusal) = self.insert(hash, location) {
-            // Nobody has seen it.
-            for extent in extents_at(&self.memory, location) {
-                self.heap.free(extent);
-            }
+            self.unwrite(location);
             return Err(refusal);
         }
         self.names += 1;
         self.count_names();
         Ok(())
+    }
+
+    /// As [`Self::store`], in an index that nobody reads yet. Returns the location of the record that was
+    /// replaced there, and that readers still find in the index in force.
+    fn store_in(
+        &mut self,
+        next: &Index,
+        name: &Name,
+        node: &NodeRecord,
+    ) -> Result<Option<u32>, Refusal> {
+        if !is_comparable(name) {
+            return Err(Refusal::Name);
+        }
+        let hash = self.hash(name);
+        let location = self.write(name, node)?;
+        if let Some(place) = self.find_in(next, hash, name) {
+            let word = next.word(&self.memory, place);
+            let old = Entry(word.load());
+            word.store(Entry::new(tag_of(hash), location).0);
+            return Ok(Some(old.location()));
+        }
+        if next.insert(&self.memory, hash, location).is_err() {
+            self.unwrite(location);
+            return Err(Refusal::Buckets);
+        }
+        self.names += 1;
+        Ok(None)
+    }
+
+    /// Frees a record that nobody has seen.
+    fn unwrite(&mut self, location: u32) {
+        for extent in extents_at(&self.memory, location) {
+            self.heap.free(extent);
+        }
     }
 
     /// Makes an entry lead to another record of the same name: the one store that readers notice.
@@ -490,10 +526,14 @@ impl<M: Memory> Writer<M> {
         match self.memory.add_segment(Region::Heap, slot) {
             Ok(()) => {
                 self.heap.add_segment(slot);
+                self.heap_refused = false;
                 true
             }
             Err(error) => {
-                warn!(slot, %error, "no further segment for records");
+                if !self.heap_refused {
+                    warn!(slot, %error, "no further segment for records");
+                }
+                self.heap_refused = true;
                 false
             }
         }
@@ -529,7 +569,7 @@ impl<M: Memory> Writer<M> {
     }
 
     /// Builds a new index of all that the old one reaches, while that one is in force; then puts it in force.
-    fn rehash(&mut self, bits: u32) -> io::Result<()> {
+    pub(super) fn rehash(&mut self, bits: u32) -> io::Result<()> {
         if self.quarantine.index.is_some() {
             // The slots that the new one is to have.
             self.memory.barrier()?;
@@ -548,16 +588,27 @@ impl<M: Memory> Writer<M> {
                 left_over.push(location);
             }
         }
-        for name in self.unstored.keys() {
-            next.mark_unstored(&self.memory, hash_of(&self.key, name));
+        // What waits for room may have it there, and leaves no mark then.
+        let mut replaced = Vec::new();
+        for (name, unstored) in std::mem::take(&mut self.unstored) {
+            match self.store_in(&next, &name, &unstored.node) {
+                Ok(old) => replaced.extend(old),
+                Err(_) => {
+                    next.mark_unstored(&self.memory, self.hash(&name));
+                    self.unstored.insert(name, unstored);
+                }
+            }
         }
         if self.foreign_marks {
             next.inherit_unstored(&self.memory, &self.index);
         }
         self.memory.control().index.store(next.reference().0);
         let old = std::mem::replace(&mut self.index, next);
+        // Only now may room that the old index leads to be waited for.
         self.quarantine.index = Some((self.quarantine.next, old));
-
+        for location in replaced {
+            self.retire(location);
+        }
         for location in left_over {
             if let Some(record) = Stored::at(&self.memory, location)
                 && let Some(name) = record.name()
@@ -574,33 +625,41 @@ impl<M: Memory> Writer<M> {
         }
         self.count_names();
         self.rehashes += 1;
-        self.retry_due = !self.unstored.is_empty();
         Ok(())
     }
 
-    /// Tries again what could not be stored.
+    /// Tries again some of what could not be stored, the next ones each time.
     fn retry(&mut self) {
+        let from = self.retry_from.take();
+        let from = from.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
         let names: Vec<_> = self
             .unstored
-            .iter()
-            .filter(|(_, unstored)| unstored.refusal != Refusal::Name)
-            .map(|(name, _)| name.clone())
+            .range((from, Bound::Unbounded))
             .take(RETRIES)
+            .map(|(name, _)| name.clone())
             .collect();
+        if names.len() == RETRIES {
+            self.retry_from = names.last().cloned();
+        }
+        // What is not smaller than a record that found no room finds none either.
+        let mut too_large = u32::MAX;
         for name in names {
             let Some(unstored) = self.unstored.get(&name) else {
                 continue;
             };
+            let size = Sizes::of(&name, &unstored.node).total();
+            if unstored.refusal == Refusal::Name || size >= too_large {
+                continue;
+            }
             let node = unstored.node.clone();
             match self.store(&name, &node) {
                 Ok(()) => {
                     self.unstored.remove(&name);
                 }
-                Err(Refusal::Memory) => break,
+                Err(Refusal::Memory) => too_large = size,
                 Err(Refusal::Buckets | Refusal::Name) => {}
             }
         }
-        self.retry_due = false;
     }
 
     /// Makes readers look for subtrees at this depth.
@@ -715,6 +774,9 @@ impl<M: Memory> Writer<M> {
             return;
         }
         let bits = self.index.bits();
+        if self.names >= Index::limit(bits) && self.grow() {
+            return;
+        }
         let fitting = Index::bits_for(2 * self.names).max(self.least_bits);
         let sparse = self.names * 4 < Index::limit(bits) && fitting < bits;
         let buckets = u64::from(self.index.buckets());
