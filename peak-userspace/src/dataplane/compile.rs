@@ -88,12 +88,9 @@ impl<M: Memory> Table<M> {
         for (zone, name, node) in snapshot.names() {
             self.set(snapshot, zone, &name, &node);
         }
-        self.writer.retain(|name| {
-            matches!(
-                snapshot.lookup(name.as_wire()),
-                crate::snapshot::Lookup::Present { .. }
-            )
-        });
+        let exists =
+            |name: &Name| matches!(snapshot.lookup(name.as_wire()), Lookup::Present { .. });
+        self.writer.retain(exists);
         self.publish(snapshot);
     }
 

@@ -703,7 +703,7 @@ proptest! {
                     readers.0.lock().unwrap().push(Begun { at: now, words });
                 }
             }
-            if now % 8 == 0 {
+            if now.is_multiple_of(8) {
                 (0..names.len()).for_each(|i| check(&wanted, i, limited));
             }
         }
