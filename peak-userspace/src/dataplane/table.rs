@@ -34,6 +34,8 @@ use crate::name::Name;
 const INLINE_GRANULES: u32 = 4096 / GRANULE_BYTES as u32;
 /// With so many granules in quarantine, waiting for them comes before asking for more memory.
 const QUARANTINE_GRANULES: u64 = 16 * SEGMENT_GRANULES as u64;
+/// Records that a rehash asks memory for at one time.
+const AHEAD: usize = 32;
 /// Names that are tried again at one time.
 const RETRIES: usize = 1024;
 
@@ -353,13 +355,23 @@ impl<M: Memory> Writer<M> {
 
     fn find_in(&self, index: &Index, hash: u64, name: &Name) -> Option<Place> {
         index.find(&self.memory, hash, |location| {
-            Stored::at(&self.memory, location).is_some_and(|record| record.is_of(name))
+            self.stored(location)
+                .is_some_and(|record| record.is_of(name))
         })
     }
 
     fn record(&self, place: Place) -> Option<Stored<'_, M>> {
-        let entry = Entry(self.index.word(&self.memory, place).load());
-        Stored::at(&self.memory, entry.location())
+        self.stored(Entry(self.index.word(&self.memory, place).load()).location())
+    }
+
+    fn stored(&self, location: u32) -> Option<Stored<'_, M>> {
+        Stored::at(&self.memory, location)
+    }
+
+    /// Where the records are.
+    fn locations(&self) -> impl Iterator<Item = u32> {
+        let entries = self.index.entries(&self.memory);
+        entries.map(|(_, word)| Entry(word.load()).location())
     }
 
     fn count_names(&self) {
@@ -577,15 +589,21 @@ impl<M: Memory> Writer<M> {
         }
         let mut next = Index::create(&mut self.memory, Some(&self.index), bits)?;
         let mut left_over = Vec::new();
-        for (_, word) in self.index.entries(&self.memory) {
-            let location = Entry(word.load()).location();
-            let Some(record) = Stored::at(&self.memory, location) else {
-                continue;
+        let locations: Vec<_> = self.locations().collect();
+        for locations in locations.chunks(AHEAD) {
+            let records = || {
+                let records = locations.iter();
+                records.filter_map(|&location| Some((location, self.stored(location)?)))
             };
-            let hash = record.with_name(|wire| hash::hash_name(&self.key, wire));
-            if next.insert(&self.memory, hash, location).is_err() {
-                next.mark_unstored(&self.memory, hash);
-                left_over.push(location);
+            // Records lie anywhere: loads that do not depend on one another wait for memory together.
+            let heads = records().fold(0, |heads, (_, record)| heads ^ record.head().0);
+            std::hint::black_box(heads);
+            for (location, record) in records() {
+                let hash = record.with_name(|wire| hash::hash_name(&self.key, wire));
+                if next.insert(&self.memory, hash, location).is_err() {
+                    next.mark_unstored(&self.memory, hash);
+                    left_over.push(location);
+                }
             }
         }
         // What waits for room may have it there, and leaves no mark then.
@@ -610,7 +628,7 @@ impl<M: Memory> Writer<M> {
             self.retire(location);
         }
         for location in left_over {
-            if let Some(record) = Stored::at(&self.memory, location)
+            if let Some(record) = self.stored(location)
                 && let Some(name) = record.name()
             {
                 let unstored = Unstored {
@@ -673,8 +691,8 @@ impl<M: Memory> Writer<M> {
         // One that is no longer needed is replaced by one store: readers walk the list meanwhile.
         let needed = |depth| {
             let is_subtree = |flags: u8| flags & RecordHead::SUBTREE != 0;
-            let records = self.index.entries(&self.memory).filter_map(|(_, word)| {
-                let record = Stored::at(&self.memory, Entry(word.load()).location())?;
+            let records = self.locations().filter_map(|location| {
+                let record = self.stored(location)?;
                 is_subtree(record.head().flags()).then(|| record.name())?
             });
             let unstored = self.unstored.iter();
@@ -806,13 +824,11 @@ impl<M: Memory> Writer<M> {
             extents_at(&self.memory, location).any(|extent| self.heap.is_closing(extent))
         };
         let closing: Vec<_> = self
-            .index
-            .entries(&self.memory)
-            .map(|(_, word)| Entry(word.load()).location())
+            .locations()
             .filter(|&location| is_closing(location))
             .collect();
         for location in closing {
-            let Some(record) = Stored::at(&self.memory, location) else {
+            let Some(record) = self.stored(location) else {
                 continue;
             };
             let (Some(name), node) = (record.name(), record.node()) else {

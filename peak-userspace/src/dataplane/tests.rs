@@ -10,7 +10,10 @@ use std::{
 };
 
 use peak_common::{
-    abi::{Control, IndexRef, NAME_WORDS, RecordHead, SEGMENT_BYTES, SEGMENT_GRANULES, Segment},
+    abi::{
+        Control, IndexRef, NAME_WORDS, RecordHead, SEGMENT_BUCKETS, SEGMENT_BYTES,
+        SEGMENT_GRANULES, Segment,
+    },
     dns::name::Name as Question,
     packet::Buffer,
     table::{self, Found, Tables},
@@ -523,9 +526,10 @@ fn a_table_that_is_damaged_or_foreign_is_not_adopted() {
     .unwrap_err();
 }
 
-/// A reader that has begun: which words it may still read, and what they must be.
+/// A reader that has begun: which index and words it may still read, and what these must be.
 struct Begun {
     at: u64,
+    index: IndexRef,
     words: Vec<(u32, usize, u64)>,
 }
 
@@ -563,6 +567,11 @@ impl Readers {
         self.0.lock().unwrap().retain(|reader| {
             if reader.at >= at {
                 return true;
+            }
+            let last = ((1 << reader.index.bucket_bits()) - 1) / SEGMENT_BUCKETS;
+            for slot in [0, last] {
+                let segment = tables.index_segment(reader.index.first_slot() + slot);
+                assert!(segment.is_some(), "a reader's index is there");
             }
             for &(slot, word, value) in &reader.words {
                 let segment = tables
@@ -641,6 +650,7 @@ proptest! {
         memory.on_barrier(move || all.end(&at_barrier, u64::MAX));
         let mut writer = Writer::create_with_key(memory, weak_key()).unwrap();
 
+        let index = || IndexRef(Tables::control(&*tables).unwrap().index.load());
         let check = |wanted: &BTreeMap<usize, NodeRecord>, i: usize, limited: bool| {
             let seen = see(&tables, &mixed_case(&names[i]));
             let right = wanted.get(&i).map_or(Seen::Absent, |node| Seen::Present(node.clone()));
@@ -700,7 +710,7 @@ proptest! {
                 }
                 Step::Begin(i) => {
                     let words = words_of(&tables, &names[i]);
-                    readers.0.lock().unwrap().push(Begun { at: now, words });
+                    readers.0.lock().unwrap().push(Begun { at: now, index: index(), words });
                 }
             }
             if now.is_multiple_of(8) {
