@@ -1,11 +1,11 @@
 //! The hash index: from a name's hash to its record.
 //!
-//! A name is in its home bucket or, where that is full, in one other that its tag tells; the home's last word
-//! says of which tags that is so. While the home still has room but is more than half full, a name goes to
-//! whichever of the two holds less: that evens the buckets out, so that 3.5 names a bucket fit an index of a
-//! million names with nothing left over, and costs one hit in fifteen a second cache line at that load, one in
-//! a hundred on average between two growths. (Filling the home first left the first name over at 1.6 a bucket;
-//! preferring the emptier from three names on, at 4.5, with every fifth hit paying.)
+//! A name is in its home bucket or in one other that its tag tells; the home's last word says of which tags
+//! that is so. From five entries on, a home shares: a name goes to whichever of the two buckets holds less. That
+//! evens them out, so that an index of 2¹⁸ buckets takes 3.8 names a bucket before the first one is left over,
+//! and lets the index double at 3.5. The price is a second cache line for one hit in fifteen at that load, for
+//! one in thirty on average between two doublings. Measured beside it: filling the home first leaves the first
+//! name over at 1.6 a bucket; sharing from three entries on, at 4.5, with every fifth hit paying.
 //!
 //! Nothing moves within an index that is in force: a reader that looked where a name no longer is, and then where
 //! it was not yet, would deny it. What cannot be helped in place is helped by a new index.
