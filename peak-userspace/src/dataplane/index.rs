@@ -76,6 +76,10 @@ impl Index {
         };
         let index = Self::new(IndexRef::new(first_slot, bits));
         for slot in index.slots() {
+            // One that could not be given back when it was time.
+            if memory.segment(Region::Index, slot).is_some() {
+                memory.remove_segment(Region::Index, slot)?;
+            }
             if let Err(error) = memory.add_segment(Region::Index, slot) {
                 for slot in first_slot..slot {
                     memory.remove_segment(Region::Index, slot)?;

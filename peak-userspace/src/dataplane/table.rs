@@ -234,6 +234,7 @@ impl<M: Memory> Writer<M> {
                 .ok_or(AdoptError::Damaged("an entry leads to no record"))?;
             let name = stored
                 .name()
+                .filter(|name| stored.is_of(name))
                 .ok_or(AdoptError::Damaged("a record has no name"))?;
             let hash = hash_of(&key, &name);
             if entry.tag() != tag_of(hash) || !index.leads_to(&memory, hash, bucket) {

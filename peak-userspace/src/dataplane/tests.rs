@@ -854,3 +854,48 @@ fn a_reader_sees_the_old_or_the_new_and_never_a_gap() {
     assert!(stats.rehashes > 1, "{stats:?}");
     assert!(stats.heap_segments < 20, "room is used again: {stats:?}");
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn what_is_adopted_can_be_put_right(
+        flips in prop::collection::vec((any::<prop::sample::Index>(), 0..64u32), 1..4)
+    ) {
+        let (mut writer, tables) = writer();
+        let names: Vec<_> = (0..60).map(service).collect();
+        let nodes: Vec<_> = (0..60).map(|i| node((0..i % 4).map(v6).chain([v4(1)]))).collect();
+        for (name, node) in names.iter().zip(&nodes) {
+            prop_assert!(writer.set(name, node));
+        }
+        let memory = writer.into_memory();
+        // Any bit of what is in use: the control block's head, buckets that are not empty, and records.
+        let control = memory.control();
+        let in_use = |region| {
+            let Segment(words) = memory.segment(region, 0).unwrap();
+            words.iter().filter(|word| word.load() != 0)
+        };
+        let words: Vec<_> = [&control.index, &control.names, &control.flags, &control.hash_key[2]]
+            .into_iter()
+            .chain(in_use(Region::Index))
+            .chain(in_use(Region::Heap))
+            .collect();
+        for (index, bit) in flips {
+            let word = index.get(&words);
+            word.store(word.load() ^ 1 << bit);
+        }
+        if let Ok(mut writer) = Writer::adopt(memory) {
+            for (name, node) in names.iter().zip(&nodes) {
+                prop_assert!(writer.set(name, node));
+            }
+            writer.retain(|name| names.contains(name));
+            prop_assert!(writer.settle());
+            for (name, node) in names.iter().zip(&nodes) {
+                prop_assert_eq!(see(&tables, name.as_wire()), Seen::Present(node.clone()));
+            }
+            let used: u64 = names.iter().zip(&nodes).map(|(name, node)| granules(name, node)).sum();
+            prop_assert_eq!(writer.stats().heap_used, used * 16);
+            prop_assert_eq!(writer.stats().names, 60);
+        }
+    }
+}
