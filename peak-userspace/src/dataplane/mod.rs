@@ -3,8 +3,11 @@
 mod heap;
 mod index;
 mod record;
+mod sys;
 
 pub mod compile;
+pub mod loader;
+pub mod mapping;
 pub mod memory;
 pub mod table;
 
