@@ -1,12 +1,18 @@
 //! Peak's agent. One change's way: [`source`] → [`records`] → [`snapshot`] → [`dataplane`] and [`fallback`].
 
+pub mod admin;
+pub mod app;
 pub mod check;
 pub mod cli;
 pub mod config;
 pub mod dataplane;
 pub mod fallback;
+pub mod interfaces;
+pub mod metrics;
 pub mod name;
 pub mod records;
 pub mod snapshot;
 pub mod source;
+pub mod state;
+pub mod telemetry;
 pub mod validate;

@@ -1,9 +1,6 @@
 //! The XDP program and its maps in the kernel.
 
-use std::{
-    io,
-    os::fd::{AsFd, OwnedFd},
-};
+use std::io;
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
@@ -13,19 +10,20 @@ use aya::{
 use peak_common::{
     abi::{
         COUNTERS, Control, Counters, HEAP_SEGMENTS, INDEX_SLOTS, Interface, MAX_INTERFACES,
-        SEGMENT_BYTES, SERVED_SLOTS, Segment, Served,
+        SERVED_SLOTS, Segment, Served,
     },
     table::Tables,
 };
 use thiserror::Error;
 
-use super::{mapping::Mapping, sys};
+use super::{
+    kernel::{GracePeriods, KernelMemory, Segments},
+    mapping::Mapping,
+    memory::{Memory, Region},
+};
 
 /// The compiled program, GPL-compatible for the kernel's sake.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/peak-ebpf"));
-
-/// `BPF_F_MMAPABLE`: as the program declares its segments.
-const SEGMENT_FLAGS: u32 = 1 << 10;
 
 /// Why the program is not in the kernel.
 #[derive(Debug, Error)]
@@ -58,15 +56,20 @@ pub struct LoadOptions {
     pub fixed_draw: Option<u32>,
 }
 
-/// The loaded program with its maps.
+/// The loaded program, and the memory that it reads.
 pub struct Kernel {
+    /// The table's memory: the writer's.
+    pub memory: KernelMemory,
+    /// The program and what it knows of interfaces.
+    pub program: Program,
+}
+
+/// The loaded program with the maps that are no part of the table.
+pub struct Program {
     ebpf: Ebpf,
-    control: Mapping<Control>,
     interfaces: Mapping<Interface>,
     served: Mapping<Served>,
     counters: PerCpuArray<MapData, Counters>,
-    index: Segments,
-    heap: Segments,
 }
 
 impl Kernel {
@@ -89,29 +92,29 @@ impl Kernel {
             .map_err(|error| refused(&error))?;
         program.load().map_err(|error| refused(&error))?;
 
-        let control = mapping(&mut ebpf, "CONTROL", 1)?;
-        let interfaces = mapping(&mut ebpf, "INTERFACES", MAX_INTERFACES as usize)?;
-        let served = mapping(&mut ebpf, "SERVED", SERVED_SLOTS as usize)?;
-        let counters = PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?)
-            .map_err(|error| map_error("COUNTERS", error))?;
-        let index = Segments::new(&mut ebpf, "INDEX", INDEX_SLOTS)?;
-        let heap = Segments::new(&mut ebpf, "HEAP", HEAP_SEGMENTS)?;
-        Ok(Self {
+        let memory = KernelMemory::new(
+            mapping(&mut ebpf, "CONTROL", 1)?,
+            segments(&mut ebpf, "INDEX", INDEX_SLOTS)?,
+            segments(&mut ebpf, "HEAP", HEAP_SEGMENTS)?,
+            GracePeriods::new().map_err(|error| map_error("peak_grace", error))?,
+        );
+        let program = Program {
+            interfaces: mapping(&mut ebpf, "INTERFACES", MAX_INTERFACES as usize)?,
+            served: mapping(&mut ebpf, "SERVED", SERVED_SLOTS as usize)?,
+            counters: PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?)
+                .map_err(|error| map_error("COUNTERS", error))?,
             ebpf,
-            control,
-            interfaces,
-            served,
-            counters,
-            index,
-            heap,
-        })
+        };
+        Ok(Self { memory, program })
     }
+}
 
+impl Program {
     /// A program of the object: `peak` or `pass`.
     ///
     /// # Errors
     /// [`LoadError::Refused`] if there is none of that name.
-    pub fn program(&mut self, name: &str) -> Result<&mut Xdp, LoadError> {
+    pub fn xdp(&mut self, name: &str) -> Result<&mut Xdp, LoadError> {
         self.ebpf
             .program_mut(name)
             .ok_or_else(|| LoadError::Refused(format!("the object has no program `{name}`")))?
@@ -127,7 +130,7 @@ impl Kernel {
 
     /// The served addresses' slots.
     #[must_use]
-    pub fn served_slots(&self) -> &[Served] {
+    pub fn served(&self) -> &[Served] {
         &self.served
     }
 
@@ -149,101 +152,28 @@ impl Kernel {
         }
         Ok(sum)
     }
-
-    /// The control block.
-    #[must_use]
-    pub fn control_block(&self) -> &Control {
-        &self.control[0]
-    }
-
-    /// The index's segments.
-    pub fn index_mut(&mut self) -> &mut Segments {
-        &mut self.index
-    }
-
-    /// The heap's segments.
-    pub fn heap_mut(&mut self) -> &mut Segments {
-        &mut self.heap
-    }
 }
 
 impl Tables for Kernel {
     fn control(&self) -> Option<&Control> {
-        self.control.first()
+        Some(self.memory.control())
     }
     fn index_segment(&self, slot: u32) -> Option<&Segment> {
-        self.index.get(slot)
+        self.memory.segment(Region::Index, slot)
     }
     fn heap_segment(&self, slot: u32) -> Option<&Segment> {
-        self.heap.get(slot)
+        self.memory.segment(Region::Heap, slot)
     }
     fn served(&self, slot: u32) -> Option<&Served> {
-        self.served.get(slot as usize)
+        self.program.served.get(slot as usize)
     }
 }
 
-/// An array of maps, each of one segment.
-pub struct Segments {
-    outer: OwnedFd,
-    mapped: Vec<Option<Mapping<Segment>>>,
-}
-
-impl Segments {
-    fn new(ebpf: &mut Ebpf, name: &'static str, slots: u32) -> Result<Self, LoadError> {
-        let Map::ArrayOfMaps(map) = take(ebpf, name)? else {
-            return Err(map_error(name, "not an array of maps"));
-        };
-        let outer = map
-            .fd()
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(|error| map_error(name, error))?;
-        Ok(Self {
-            outer,
-            mapped: (0..slots).map(|_| None).collect(),
-        })
-    }
-
-    /// The segment in a slot.
-    #[must_use]
-    pub fn get(&self, slot: u32) -> Option<&Segment> {
-        self.mapped.get(slot as usize)?.as_ref()?.first()
-    }
-
-    /// Gives a slot a segment of zeros.
-    ///
-    /// # Errors
-    /// The kernel has no memory for it, or there is no such slot.
-    pub fn add(&mut self, slot: u32) -> io::Result<&Segment> {
-        let place = self
-            .mapped
-            .get_mut(slot as usize)
-            .ok_or_else(|| io::Error::other("the table has reached its greatest size"))?;
-        let map = aya_obj::Map::new_from_params(
-            aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY as u32,
-            size_of::<u32>() as u32,
-            SEGMENT_BYTES as u32,
-            1,
-            SEGMENT_FLAGS,
-        );
-        let map = MapData::create(map, "peak_segment", None).map_err(io::Error::other)?;
-        let mapping = Mapping::new(map.fd(), 1)?;
-        sys::put_map(&self.outer, slot, map.fd())?;
-        place
-            .insert(mapping)
-            .first()
-            .ok_or_else(|| io::Error::other("an empty mapping"))
-    }
-
-    /// Takes a slot's segment away, once no program can still read it.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn remove(&mut self, slot: u32) -> io::Result<()> {
-        sys::remove_map(&self.outer, slot)?;
-        self.mapped[slot as usize] = None;
-        Ok(())
-    }
+fn segments(ebpf: &mut Ebpf, name: &'static str, slots: u32) -> Result<Segments, LoadError> {
+    let Map::ArrayOfMaps(map) = take(ebpf, name)? else {
+        return Err(map_error(name, "not an array of maps"));
+    };
+    Segments::new(map.fd(), slots).map_err(|error| map_error(name, error))
 }
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {

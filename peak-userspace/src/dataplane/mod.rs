@@ -5,7 +5,10 @@ mod index;
 mod record;
 mod sys;
 
+pub mod attach;
 pub mod compile;
+pub mod kernel;
+pub mod live;
 pub mod loader;
 pub mod mapping;
 pub mod memory;

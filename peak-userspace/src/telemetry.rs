@@ -1,0 +1,27 @@
+//! The log: lines on stderr.
+
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::EnvFilter;
+
+/// What is logged, in `tracing`'s directives: `info`, or `info,peak_userspace::fallback=debug`.
+const VARIABLE: &str = "PEAK_LOG";
+
+/// Starts logging. A filter that makes no sense is said, and `info` taken in its place.
+pub fn init() {
+    let filter = EnvFilter::builder().with_env_var(VARIABLE);
+    let (filter, problem) = match std::env::var_os(VARIABLE).map(|_| filter.try_from_env()) {
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(error)) => (EnvFilter::new("info"), Some(error)),
+        None => (EnvFilter::new("info"), None),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    if let Some(error) = problem {
+        tracing::warn!(%error, "{VARIABLE} is no filter for the log: info is taken");
+    }
+}
