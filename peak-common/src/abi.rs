@@ -53,7 +53,7 @@ pub const MAX_NAME: usize = 255;
 /// Words that hold the longest name.
 pub const NAME_WORDS: usize = 32;
 /// Zones that the kernel can hold.
-pub const MAX_ZONES: usize = 64;
+pub const MAX_ZONES: usize = 16;
 /// Depths (labels, the root not counted) at which subtrees may be left to the fallback.
 pub const MAX_SUBTREE_DEPTHS: usize = 4;
 /// Interfaces that the program may be attached to at one time.
@@ -266,6 +266,8 @@ pub struct Zone {
     pub suffix: [Word; NAME_WORDS],
     /// Bytes of the name on the wire, the root label included; 0: no zone here.
     pub length: Word,
+    /// Labels of the name, the root not counted.
+    pub labels: Word,
     /// Serial of the SOA, 32 bits: see `docs` of the agent's snapshot for its rule.
     pub serial: Word,
     /// Seconds: TTL of the SOA and its MINIMUM, hence of negative answers (RFC 2308, section 5).
@@ -357,10 +359,10 @@ pub type Counters = [u64; COUNTERS];
 
 const _: () = {
     assert!(size_of::<Segment>() == SEGMENT_BYTES);
-    assert!(size_of::<Zone>() == 280);
+    assert!(size_of::<Zone>() == 288);
     assert!(offset_of!(Control, hash_key) == 80);
     assert!(offset_of!(Control, zones) == 592);
-    assert!(size_of::<Control>() == 592 + 64 * 280);
+    assert!(size_of::<Control>() == 592 + 16 * 288);
     assert!(size_of::<Interface>() == 32);
     assert!(size_of::<Served>() == 32);
     assert!(MIN_BUCKET_BITS == 14 && MAX_BUCKET_BITS == 21);

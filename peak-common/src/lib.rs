@@ -5,6 +5,7 @@
 //! to `peak-ebpf`; it gives this crate a [`packet::Packet`] and [`table::Tables`], and so do host tests.
 #![no_std]
 #![deny(unsafe_code)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(not(target_endian = "little"))]
 compile_error!(
@@ -22,4 +23,5 @@ pub mod packet;
 pub mod respond;
 pub mod table;
 pub mod verdict;
+pub mod verifier;
 pub mod word;

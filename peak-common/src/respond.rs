@@ -1,15 +1,21 @@
-//! From a query to its answer.
+//! From a query to its answer, in stages:
 //!
-//! [`respond`] decides: it reads the packet and the tables and returns an [`Answer`] or the reason to pass the
-//! packet on. Nothing is written before [`Answer::write`], which first makes room, so that a packet
-//! that is passed is passed as it came.
+//! 1. [`parse`] reads the packet, and leaves what was asked in the [`Scratch`], or says why the packet is to be passed on.
+//! 2. [`look_up`] looks the name up, and leaves an answer in the [`Scratch`] if it is in the table.
+//! 3. [`deny`], if it is not: does it not exist, or can only the fallback tell? [`below_subtree`] is a part of it.
+//! 4. [`make_room`] gives the frame the answer's length. It is the last stage that may pass the packet, and does so before
+//!    anything is written: what is passed is passed as it came.
+//! 5. [`write`] turns the query into the answer; [`write_records`] is a part of it.
+//!
+//! What one stage leaves to the next is in memory, as numbers. The kernel's verifier, which explores every way through
+//! a program, thus explores the stages one by one: in one piece they exceed what it is willing to do.
 
 use crate::{
-    abi::{Control, Interface, MAX_SUBTREE_DEPTHS, RecordHead, Segment, SetDescriptor, Zone},
+    abi::{Control, Interface, RecordHead, Segment, SetDescriptor, Zone},
     dns::{
         edns::{self, Opt},
         header::{self, Counts, HEADER, Header},
-        name::Name,
+        name::{Name, NameBuffer},
         question::{self, CLASS_IN, TYPE_A, TYPE_AAAA, TYPE_AND_CLASS, TYPE_SOA},
     },
     net::{
@@ -20,6 +26,7 @@ use crate::{
     packet::{Packet, ResizeError},
     table::{self, Found, Tables},
     verdict::{AbortReason, Outcome, PassReason, QueryType, Verdict},
+    verifier::forget,
 };
 
 /// Bytes of a frame's least payload-carrying length with two tags; what is longer has no padding.
@@ -32,43 +39,80 @@ const A_RECORD: usize = RECORD_PREFIX + 4;
 /// Most records that fit [`edns::PAYLOAD_SIZE`] after the shortest question.
 const MAX_RECORDS: usize = (edns::PAYLOAD_SIZE - HEADER - 1 - TYPE_AND_CLASS) / A_RECORD;
 
+/// The same of AAAA records.
+const MAX_AAAA_RECORDS: usize = (edns::PAYLOAD_SIZE - HEADER - 1 - TYPE_AND_CLASS) / AAAA_RECORD;
+
 /// A compression pointer (RFC 1035, section 4.1.4) to the question's name.
 const TO_QUESTION: u16 = 0xc000 | HEADER as u16;
 
-/// An answer, decided, not yet written.
-///
-/// Whom it goes to, and its ID, are read from the packet once more when it is written: carrying them along
-/// costs more than the second look.
-pub struct Answer<'t> {
-    /// Where the IP header begins.
-    ip: usize,
-    family: Family,
-    name_length: usize,
-    name_sum: u64,
-    query_type: QueryType,
-    opt: Option<Opt>,
-    recursion: bool,
-    body: Body<'t>,
+/// What the stages leave to one another. What stands in it before the first does not matter.
+pub struct Scratch {
+    name: NameBuffer,
+    ancestor: NameBuffer,
+    question: Name,
+    answer: Answer,
 }
 
-/// What the answer says.
-enum Body<'t> {
-    /// Addresses of a set, from `first` on, the set taken as a ring.
-    Addresses {
-        segment: &'t Segment,
-        word: usize,
-        count: usize,
-        first: usize,
-        given: usize,
-        ttl: u32,
-    },
-    /// Nothing: the SOA says for how long (RFC 2308, section 3).
-    Negative { outcome: Outcome, soa: Soa },
+impl Scratch {
+    /// An empty one.
+    pub const EMPTY: Self = Self {
+        name: NameBuffer::EMPTY,
+        ancestor: NameBuffer::EMPTY,
+        question: Name::EMPTY,
+        answer: Answer::EMPTY,
+    };
+}
+
+/// An answer, decided, not yet written.
+///
+/// Whom it goes to, and its ID, are read from the packet once more when it is written: carrying them along costs more
+/// than the second look.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Answer {
+    /// Where the IP header begins.
+    ip: usize,
+    /// Bytes of the IP header.
+    ip_header: usize,
+    /// 1 for AAAA, 0 for A.
+    aaaa: usize,
+    /// Bytes of the OPT record, or 0.
+    opt: usize,
+    /// The DO bit, where [`edns::reply`] wants it.
+    dnssec_ok: u64,
+    /// Most bytes of the message that the client takes.
+    limit: usize,
+    /// An [`Outcome`].
+    outcome: usize,
+    /// Without addresses: for how long (RFC 2308, section 3).
+    soa: Soa,
+    /// The addresses' segment of the heap.
+    segment: u32,
+    /// Seconds.
+    ttl: u32,
+    /// The set's first word in the segment.
+    word: usize,
+    /// Addresses of the set, which is taken as a ring.
+    count: usize,
+    /// The one that is given first.
+    first: usize,
+    /// How many are given.
+    given: usize,
+}
+
+/// What [`look_up`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// There is an answer.
+    Answer,
+    /// The name is not in the table: [`deny`] decides.
+    Absent,
 }
 
 /// The part of an SOA that varies. `ns.dns.<zone>` and `hostmaster.<zone>` are written with the zone as a
 /// pointer into the question, so that every zone's takes the same room, and the query's case is echoed.
 #[derive(Clone, Copy)]
+#[repr(C)]
 struct Soa {
     zone_offset: usize,
     serial: u32,
@@ -108,7 +152,7 @@ impl Soa {
     /// is it (RFC 2308, section 5).
     #[inline(always)]
     fn write(self, record: &mut [u8; Self::LENGTH]) -> u64 {
-        let zone = (0xc000 | (HEADER + self.zone_offset) as u16).to_be();
+        let zone = (0xc000 | (HEADER + (self.zone_offset & 0xff)) as u16).to_be();
         let (ttl, serial) = (self.ttl.to_be(), self.serial.to_be());
         *record = Self::TEMPLATE;
         put(record, Self::OWNER, zone.to_le_bytes());
@@ -131,19 +175,17 @@ fn put<const N: usize, const M: usize>(bytes: &mut [u8; N], at: usize, value: [u
     bytes[at..at + M].copy_from_slice(&value);
 }
 
-/// Decides what becomes of a packet that came in on `interface`.
-///
-/// `draw` gives a random number, and is asked only where there is a choice.
+/// The first stage: whether a packet that came in on `interface` is a query for the fast path.
 ///
 /// # Errors
 /// The reason to pass the packet on.
 #[inline(always)]
-pub fn respond<'t, P: Packet, T: Tables>(
+pub fn parse<P: Packet, T: Tables>(
     packet: &P,
-    tables: &'t T,
+    scratch: &mut Scratch,
+    tables: &T,
     interface: &Interface,
-    draw: impl FnOnce() -> u32,
-) -> Result<Answer<'t>, PassReason> {
+) -> Result<(), PassReason> {
     let ethernet = Ethernet::read(packet)?;
     let datagram = Datagram::read(packet, ethernet.end, ethernet.ether_type)?;
     let ifindex = interface.ifindex.load() as u32;
@@ -183,313 +225,425 @@ pub fn respond<'t, P: Packet, T: Tables>(
         return Err(PassReason::Leftover);
     }
 
-    let message = udp + UDP_HEADER;
+    let message = (forget(udp, packet.len() as u64) & 0x7f) + UDP_HEADER;
     let header = Header::read(packet, message)?;
-    let name = Name::scan(packet, message + HEADER, control).ok_or(PassReason::Name)?;
-    let name_end = name.start + name.length;
+    let name_start = message + HEADER;
+    let name =
+        Name::scan(packet, name_start, control, &mut scratch.name).ok_or(PassReason::Name)?;
+    let name_end = name_start + name.length;
     let query_type = question::read_type(packet, name_end)?;
     let question_end = name_end + TYPE_AND_CLASS;
     let opt = if header.additional {
-        Some(Opt::read(packet, question_end, end)?)
+        Opt::read(packet, question_end, end)?
     } else if question_end == end {
-        None
+        Opt::ABSENT
     } else if question_end < end {
         return Err(PassReason::Leftover);
     } else {
         return Err(PassReason::Truncated);
     };
+    scratch.question = name;
+    let answer = &mut scratch.answer;
+    answer.ip = ethernet.end;
+    answer.ip_header = datagram.family.header();
+    answer.aaaa = (query_type == QueryType::Aaaa) as usize;
+    answer.opt = if header.additional { edns::OPT } else { 0 };
+    answer.dnssec_ok = opt.dnssec_ok();
+    answer.limit = opt.payload_size().min(edns::PAYLOAD_SIZE);
+    Ok(())
+}
 
-    let body = match table::find(packet, &name, control, tables) {
-        Found::Present(record) => {
-            if record.head.flags() & RecordHead::ASK_FALLBACK != 0 {
-                return Err(PassReason::AskFallback);
-            }
-            let set = record.set(query_type);
-            if set.count() == 0 {
-                let zone = control
-                    .zones
-                    .get(record.head.zone())
-                    .ok_or(PassReason::AskFallback)?;
-                negative(&name, zone, Outcome::NoData)
-            } else {
-                addresses(tables, set, record.head.ttl(), query_type, draw)?
-            }
-        }
-        Found::Absent => {
-            let zone = name.zone(packet, control).ok_or(PassReason::ForeignName)?;
-            let boundary = name.length.wrapping_sub(zone.length.load() as usize);
-            let labels = name.labels(packet, boundary).ok_or(PassReason::Name)?;
-            if below_subtree(packet, &name, labels, control, tables) {
-                return Err(PassReason::AskFallback);
-            }
-            negative(&name, zone, Outcome::NxDomain)
-        }
+/// The second stage. `draw` gives a random number, and is asked only where there is a choice.
+///
+/// # Errors
+/// The reason to pass the packet on.
+#[inline(always)]
+pub fn look_up<T: Tables>(
+    scratch: &mut Scratch,
+    tables: &T,
+    draw: impl FnOnce() -> u32,
+) -> Result<Decision, PassReason> {
+    let Scratch {
+        name: buffer,
+        question,
+        answer,
+        ..
+    } = scratch;
+    let name = question.bounded();
+    let control = tables.control().ok_or(PassReason::NotReady)?;
+    let record = match table::find(&name, buffer, control, tables) {
+        Found::Present(record) => record,
+        Found::Absent => return Ok(Decision::Absent),
         Found::AskFallback => return Err(PassReason::AskFallback),
     };
-
-    let recursion = flags & Control::RECURSION_AVAILABLE != 0;
-    let answer = Answer {
-        ip: ethernet.end,
-        family: datagram.family,
-        name_length: name.length,
-        name_sum: name.sum,
-        query_type,
-        opt,
-        recursion,
-        body,
-    };
-    let limit = opt
-        .map_or(edns::PLAIN_PAYLOAD_SIZE, |opt| opt.payload_size())
-        .min(edns::PAYLOAD_SIZE);
-    let length = answer.message_length();
-    let packet_length = length + UDP_HEADER + answer.family.header();
-    if length > limit || packet_length > interface.mtu.load() as usize {
-        return Err(PassReason::TooLarge);
-    }
-    Ok(answer)
-}
-
-#[inline(always)]
-fn negative<'t>(name: &Name, zone: &Zone, outcome: Outcome) -> Body<'t> {
-    let soa = Soa {
-        zone_offset: name.length.wrapping_sub(zone.length.load() as usize) & 0xff,
-        serial: zone.serial.load() as u32,
-        ttl: zone.ttl.load() as u32,
-    };
-    Body::Negative { outcome, soa }
-}
-
-#[inline(always)]
-fn addresses<T: Tables>(
-    tables: &T,
-    set: SetDescriptor,
-    ttl: u32,
-    query_type: QueryType,
-    draw: impl FnOnce() -> u32,
-) -> Result<Body<'_>, PassReason> {
-    let count = set.count() as usize;
-    let given = match set.pick() as usize {
-        0 => count,
-        pick => pick.min(count),
-    };
-    if given > MAX_RECORDS {
-        return Err(PassReason::TooLarge);
-    }
-    let words = match query_type {
-        QueryType::Aaaa => 2 * count,
-        QueryType::A => count.div_ceil(2),
-    };
-    let (segment, word) = table::locate(tables, set.start()).ok_or(PassReason::AskFallback)?;
-    if word + words > segment.0.len() {
+    if record.head.flags() & RecordHead::ASK_FALLBACK != 0 {
         return Err(PassReason::AskFallback);
     }
-    // Each address comes first equally often: the upper half of a product is uniform over `count`.
-    let first = if count == 1 {
-        0
+    let set = record.set(answer.query_type());
+    if set.count() == 0 {
+        let zone = control
+            .zones
+            .get(record.head.zone())
+            .ok_or(PassReason::AskFallback)?;
+        answer.negative(&name, zone, Outcome::NoData);
     } else {
-        ((u64::from(draw()) * count as u64) >> 32) as usize
-    };
-    Ok(Body::Addresses {
-        segment,
-        word,
-        count,
-        first,
-        given,
-        ttl,
-    })
+        answer.addresses(set, record.head.ttl(), draw)?;
+    }
+    Ok(Decision::Answer)
 }
 
-/// Whether an ancestor of the name leaves all that is below it to the fallback.
+/// The third stage, for a name that is not in the table.
+///
+/// # Errors
+/// The reason to pass the packet on.
 #[inline(always)]
-fn below_subtree<P: Packet, T: Tables>(
-    packet: &P,
-    name: &Name,
-    labels: usize,
-    control: &Control,
+pub fn deny<T: Tables>(
+    scratch: &mut Scratch,
     tables: &T,
-) -> bool {
-    for i in 0..MAX_SUBTREE_DEPTHS {
-        let depth = control.subtree_depths[i].load() as usize;
+    mut below_subtree: impl FnMut(&mut Scratch, usize) -> bool,
+) -> Result<(), PassReason> {
+    let name = scratch.question.bounded();
+    let control = tables.control().ok_or(PassReason::NotReady)?;
+    let zone = name
+        .zone(&scratch.name, control)
+        .ok_or(PassReason::ForeignName)?;
+    let labels = name
+        .labels_below(&scratch.name, zone)
+        .ok_or(PassReason::Name)?;
+    let labels = labels + zone.labels.load() as usize;
+    scratch.answer.negative(&name, zone, Outcome::NxDomain);
+    for depth in &control.subtree_depths {
+        let depth = depth.load() as usize;
         if depth == 0 {
             break;
         }
-        if depth >= labels {
-            continue;
-        }
-        let Some(ancestor) = name.parent(packet, labels - depth, control) else {
-            return true;
-        };
-        match table::find(packet, &ancestor, control, tables) {
-            Found::Present(record) if record.head.flags() & RecordHead::SUBTREE == 0 => {}
-            Found::Absent => {}
-            _ => return true,
+        if depth < labels && below_subtree(scratch, labels - depth) {
+            return Err(PassReason::AskFallback);
         }
     }
-    false
+    Ok(())
 }
 
-/// Why an answer was not written.
-pub enum WriteError {
-    /// The frame can't grow; it is untouched.
-    NoRoom,
-    /// The frame is half-written and must be dropped.
-    Aborted(AbortReason),
-}
-
-impl Answer<'_> {
-    /// What the answer counts as.
-    #[inline(always)]
-    #[must_use]
-    pub const fn outcome(&self) -> Outcome {
-        match self.body {
-            Body::Addresses { .. } => Outcome::Records,
-            Body::Negative { outcome, .. } => outcome,
-        }
-    }
-
-    /// The type that was asked for.
-    #[inline(always)]
-    #[must_use]
-    pub const fn query_type(&self) -> QueryType {
-        self.query_type
-    }
-
-    /// Bytes of the DNS message.
-    #[inline(always)]
-    fn message_length(&self) -> usize {
-        let body = match self.body {
-            Body::Addresses { given, .. } => given * self.record_length(),
-            Body::Negative { .. } => Soa::LENGTH,
-        };
-        let opt = if self.opt.is_some() { edns::OPT } else { 0 };
-        HEADER + self.name_length + TYPE_AND_CLASS + body + opt
-    }
-
-    #[inline(always)]
-    const fn record_length(&self) -> usize {
-        match self.query_type {
-            QueryType::Aaaa => AAAA_RECORD,
-            QueryType::A => A_RECORD,
-        }
-    }
-
-    /// Turns the query into this answer.
-    ///
-    /// # Errors
-    /// [`WriteError`].
-    #[inline(always)]
-    pub fn write<P: Packet>(&self, packet: &mut P) -> Result<(), WriteError> {
-        let message = self.ip + self.family.header() + UDP_HEADER;
-        let question_end = message + HEADER + self.name_length + TYPE_AND_CLASS;
-        // From here on, the packet is no longer the query.
-        packet
-            .resize(message + self.message_length(), question_end)
-            .map_err(|error| match error {
-                ResizeError::NoRoom => WriteError::NoRoom,
-                ResizeError::Length => WriteError::Aborted(AbortReason::Resized),
-            })?;
-        self.write_frame(packet, message)
-            .ok_or(WriteError::Aborted(AbortReason::Table))
-    }
-
-    #[inline(always)]
-    fn write_frame<P: Packet>(&self, packet: &mut P, message: usize) -> Option<()> {
-        let mut at = message + HEADER + self.name_length;
-        let mut sum = u64::from(u32::from_le_bytes(*packet.window::<TYPE_AND_CLASS>(at)?));
-        at += TYPE_AND_CLASS;
-        let mut answers = 0;
-        match self.body {
-            Body::Addresses {
-                segment,
-                word,
-                count,
-                first,
-                given,
-                ttl,
-            } => {
-                answers = given as u16;
-                sum += match self.query_type {
-                    QueryType::Aaaa => {
-                        let prefix = RecordPrefix::new(TYPE_AAAA, ttl, 16);
-                        let written = write_ring(given, count, first, |index| {
-                            let [low, high] = segment.words::<2>(word + 2 * index)?;
-                            let (low, high) = (low.load(), high.load());
-                            let record = packet.window_mut::<AAAA_RECORD>(at)?;
-                            prefix.write(record);
-                            put(record, RECORD_PREFIX, low.to_le_bytes());
-                            put(record, RECORD_PREFIX + 8, high.to_le_bytes());
-                            at += AAAA_RECORD;
-                            Some(checksum::add(checksum::add(0, low), high))
-                        })?;
-                        written + given as u64 * prefix.sum()
-                    }
-                    QueryType::A => {
-                        let prefix = RecordPrefix::new(TYPE_A, ttl, 4);
-                        let written = write_ring(given, count, first, |index| {
-                            let [pair] = segment.words::<1>(word + index / 2)?;
-                            let address = (pair.load() >> ((index & 1) * 32)) as u32;
-                            let record = packet.window_mut::<A_RECORD>(at)?;
-                            prefix.write(record);
-                            put(record, RECORD_PREFIX, address.to_le_bytes());
-                            at += A_RECORD;
-                            Some(u64::from(address))
-                        })?;
-                        written + given as u64 * prefix.sum()
-                    }
-                };
-            }
-            Body::Negative { soa, .. } => {
-                sum += soa.write(packet.window_mut(at)?);
-                at += Soa::LENGTH;
-            }
-        }
-        if let Some(opt) = self.opt {
-            let record = packet.window_mut::<{ edns::OPT }>(at)?;
-            let first = opt.reply();
-            put(record, 0, first.to_le_bytes());
-            put(record, 8, [0; 3]);
-            sum = checksum::add(sum, first);
-        }
-        if self.name_length & 1 == 1 {
-            sum = checksum::at_odd_offset(sum);
-        }
-        sum += u64::from(checksum::fold(self.name_sum));
-
-        let counts = Counts {
-            answers,
-            authority: matches!(self.body, Body::Negative { .. }),
-            additional: self.opt.is_some(),
-        };
-        let rcode = match self.outcome() {
-            Outcome::Records | Outcome::NoData => header::NOERROR,
-            Outcome::NxDomain => header::NXDOMAIN,
-        };
-        sum += header::turn(packet, message, self.recursion, rcode, counts)?;
-        let length = UDP_HEADER + self.message_length();
-        ip::turn(packet, self.ip, self.family, length, sum)?;
-        ethernet::turn(packet)
+/// Whether the question's ancestor without its first `labels` labels leaves all that is below it to the fallback.
+#[inline(always)]
+pub fn below_subtree<T: Tables>(scratch: &mut Scratch, tables: &T, labels: usize) -> bool {
+    let Scratch {
+        name: buffer,
+        ancestor,
+        question,
+        ..
+    } = scratch;
+    let Some(control) = tables.control() else {
+        return true;
+    };
+    let name = question
+        .bounded()
+        .ancestor(buffer, labels, control, ancestor);
+    match table::find(&name, ancestor, control, tables) {
+        Found::Present(record) => record.head.flags() & RecordHead::SUBTREE != 0,
+        Found::Absent => false,
+        Found::AskFallback => true,
     }
 }
 
-/// Calls `write` for `given` elements of a ring of `count` from `first` on, and adds what it returns.
+impl Answer {
+    const EMPTY: Self = Self {
+        ip: 0,
+        ip_header: 0,
+        aaaa: 0,
+        opt: 0,
+        dnssec_ok: 0,
+        limit: 0,
+        outcome: 0,
+        soa: Soa {
+            zone_offset: 0,
+            serial: 0,
+            ttl: 0,
+        },
+        segment: 0,
+        ttl: 0,
+        word: 0,
+        count: 0,
+        first: 0,
+        given: 0,
+    };
+
+    #[inline(always)]
+    fn negative(&mut self, name: &Name, zone: &Zone, outcome: Outcome) {
+        self.outcome = outcome as usize;
+        self.soa.zone_offset = name.length.wrapping_sub(zone.length.load() as usize);
+        self.soa.serial = zone.serial.load() as u32;
+        self.soa.ttl = zone.ttl.load() as u32;
+    }
+
+    #[inline(always)]
+    fn addresses(
+        &mut self,
+        set: SetDescriptor,
+        ttl: u32,
+        draw: impl FnOnce() -> u32,
+    ) -> Result<(), PassReason> {
+        let count = set.count() as usize;
+        let given = match set.pick() as usize {
+            0 => count,
+            pick => pick.min(count),
+        };
+        if given > MAX_RECORDS {
+            return Err(PassReason::TooLarge);
+        }
+        // Each address comes first equally often: the upper half of a product is uniform over `count`.
+        self.first = if count == 1 {
+            0
+        } else {
+            ((u64::from(draw()) * count as u64) >> 32) as usize
+        };
+        (self.segment, self.word) = table::place(set.start());
+        self.outcome = Outcome::Records as usize;
+        self.ttl = ttl;
+        self.count = count;
+        self.given = given;
+        Ok(())
+    }
+
+    #[inline(always)]
+    const fn family(&self) -> Family {
+        if self.ip_header == Family::V6.header() {
+            Family::V6
+        } else {
+            Family::V4
+        }
+    }
+
+    #[inline(always)]
+    const fn query_type(&self) -> QueryType {
+        if self.aaaa != 0 {
+            QueryType::Aaaa
+        } else {
+            QueryType::A
+        }
+    }
+
+    #[inline(always)]
+    const fn outcome(&self) -> Outcome {
+        if self.outcome == Outcome::Records as usize {
+            Outcome::Records
+        } else if self.outcome == Outcome::NoData as usize {
+            Outcome::NoData
+        } else {
+            Outcome::NxDomain
+        }
+    }
+
+    /// Bytes of the records and the OPT. The masks are bounds for the verifier.
+    #[inline(always)]
+    const fn records_length(&self) -> usize {
+        let record = A_RECORD + (self.aaaa & 1) * (AAAA_RECORD - A_RECORD);
+        let records = match self.outcome() {
+            Outcome::Records => (self.given & 0x7f) * record,
+            Outcome::NoData | Outcome::NxDomain => Soa::LENGTH,
+        };
+        records + (self.opt & 0xf)
+    }
+}
+
+/// The fourth stage: gives the frame the answer's length.
+///
+/// # Errors
+/// The verdict that the packet deserves instead; if it is to be passed, it is untouched.
+#[inline(always)]
+pub fn make_room<P: Packet>(
+    packet: &mut P,
+    scratch: &Scratch,
+    interface: &Interface,
+) -> Result<(), Verdict> {
+    let answer = &scratch.answer;
+    let Layout {
+        ip,
+        message,
+        question_end,
+        ..
+    } = scratch.layout();
+    let length = question_end + answer.records_length();
+    if length - message > answer.limit || length - ip > interface.mtu.load() as usize {
+        return Err(Verdict::Passed(PassReason::TooLarge));
+    }
+    packet
+        .resize(length, question_end)
+        .map_err(|error| match error {
+            ResizeError::NoRoom => Verdict::Passed(PassReason::NoRoom),
+            ResizeError::Length => Verdict::Aborted(AbortReason::Resized),
+        })
+}
+
+/// Where the parts of the query are, from the frame's start.
+struct Layout {
+    ip: usize,
+    message: usize,
+    name_length: usize,
+    question_end: usize,
+}
+
+impl Scratch {
+    /// The masks are bounds for the verifier.
+    #[inline(always)]
+    const fn layout(&self) -> Layout {
+        let ip = self.answer.ip & 31;
+        let message = ip + (self.answer.ip_header & 0x3f) + UDP_HEADER;
+        let name_length = self.question.length & 0xff;
+        let question_end = message + HEADER + name_length + TYPE_AND_CLASS;
+        Layout {
+            ip,
+            message,
+            name_length,
+            question_end,
+        }
+    }
+}
+
+/// The last stage: turns the query into the answer, in a frame that has room for it. `write_records` is the function of
+/// that name.
+///
+/// # Errors
+/// [`AbortReason::Table`]; the frame is then half-written.
+#[inline(always)]
+pub fn write<P: Packet, T: Tables>(
+    packet: &mut P,
+    scratch: &Scratch,
+    tables: &T,
+    write_records: impl FnOnce(&mut P) -> Option<u64>,
+) -> Result<(QueryType, Outcome), AbortReason> {
+    write_frame(packet, scratch, tables, write_records).ok_or(AbortReason::Table)
+}
+
+#[inline(always)]
+fn write_frame<P: Packet, T: Tables>(
+    packet: &mut P,
+    scratch: &Scratch,
+    tables: &T,
+    write_records: impl FnOnce(&mut P) -> Option<u64>,
+) -> Option<(QueryType, Outcome)> {
+    let Scratch {
+        question, answer, ..
+    } = scratch;
+    let Layout {
+        ip,
+        message,
+        name_length,
+        question_end,
+    } = scratch.layout();
+    let control = tables.control()?;
+    let type_and_class = *packet.window::<TYPE_AND_CLASS>(question_end - TYPE_AND_CLASS)?;
+    let mut sum = u64::from(u32::from_le_bytes(type_and_class));
+    let outcome = answer.outcome();
+    sum += match outcome {
+        Outcome::Records => write_records(packet)?,
+        Outcome::NoData | Outcome::NxDomain => answer.soa.write(packet.window_mut(question_end)?),
+    };
+    if answer.opt != 0 {
+        let at = question_end + answer.records_length() - edns::OPT;
+        let record = packet.window_mut::<{ edns::OPT }>(at)?;
+        let first = edns::reply(answer.dnssec_ok);
+        put(record, 0, first.to_le_bytes());
+        put(record, 8, [0; 3]);
+        sum = checksum::add(sum, first);
+    }
+    if name_length & 1 == 1 {
+        sum = checksum::at_odd_offset(sum);
+    }
+    sum += u64::from(checksum::fold(question.sum));
+
+    let (answers, rcode) = match outcome {
+        Outcome::Records => (answer.given as u16, header::NOERROR),
+        Outcome::NoData => (0, header::NOERROR),
+        Outcome::NxDomain => (0, header::NXDOMAIN),
+    };
+    let counts = Counts {
+        answers,
+        authority: answers == 0,
+        additional: answer.opt != 0,
+    };
+    let recursion = control.flags.load() & Control::RECURSION_AVAILABLE != 0;
+    sum += header::turn(packet, message, recursion, rcode, counts)?;
+    let length = question_end - message + UDP_HEADER + answer.records_length();
+    ip::turn(packet, ip, answer.family(), length, sum)?;
+    ethernet::turn(packet)?;
+    Some((answer.query_type(), outcome))
+}
+
+/// Writes the addresses after the question, and returns the sum of their records. `None` where the frame or the segment
+/// ends before.
+#[inline(always)]
+pub fn write_records<P: Packet, T: Tables>(
+    packet: &mut P,
+    scratch: &Scratch,
+    tables: &T,
+) -> Option<u64> {
+    let answer = &scratch.answer;
+    let segment = tables.heap_segment(answer.segment)?;
+    let start = scratch.layout().question_end;
+    match answer.query_type() {
+        QueryType::Aaaa => write_aaaa(packet, answer, segment, start),
+        QueryType::A => write_a(packet, answer, segment, start),
+    }
+}
+
+#[inline(always)]
+fn write_aaaa<P: Packet>(
+    packet: &mut P,
+    answer: &Answer,
+    segment: &Segment,
+    start: usize,
+) -> Option<u64> {
+    let prefix = RecordPrefix::new(TYPE_AAAA, answer.ttl, 16);
+    write_ring(answer, MAX_AAAA_RECORDS, |i, index| {
+        let [low, high] = segment.words::<2>(answer.word + 2 * index)?;
+        let (low, high) = (low.load(), high.load());
+        let record = packet.window_mut::<AAAA_RECORD>(start + i * AAAA_RECORD)?;
+        prefix.write(record);
+        put(record, RECORD_PREFIX, low.to_le_bytes());
+        put(record, RECORD_PREFIX + 8, high.to_le_bytes());
+        Some(checksum::add(checksum::add(prefix.sum(), low), high))
+    })
+}
+
+#[inline(always)]
+fn write_a<P: Packet>(
+    packet: &mut P,
+    answer: &Answer,
+    segment: &Segment,
+    start: usize,
+) -> Option<u64> {
+    let prefix = RecordPrefix::new(TYPE_A, answer.ttl, 4);
+    write_ring(answer, MAX_RECORDS, |i, index| {
+        let [pair] = segment.words::<1>(answer.word + index / 2)?;
+        let address = (pair.load() >> ((index & 1) * 32)) as u32;
+        let record = packet.window_mut::<A_RECORD>(start + i * A_RECORD)?;
+        prefix.write(record);
+        put(record, RECORD_PREFIX, address.to_le_bytes());
+        Some(prefix.sum() + u64::from(address))
+    })
+}
+
+/// Calls `write` with 0, 1, … and the elements of the ring that are given, and adds what it returns.
 #[inline(always)]
 fn write_ring(
-    given: usize,
-    count: usize,
-    first: usize,
-    mut write: impl FnMut(usize) -> Option<u64>,
+    answer: &Answer,
+    most: usize,
+    mut write: impl FnMut(usize, usize) -> Option<u64>,
 ) -> Option<u64> {
     let mut sum = 0;
-    let mut index = first;
-    for i in 0..MAX_RECORDS {
-        if i >= given {
+    for i in 0..most {
+        if i >= answer.given {
             break;
         }
-        sum += write(index)?;
-        index += 1;
-        if index >= count {
-            index = 0;
-        }
+        // `first` is less than `count`, and no more are given than there are.
+        let beyond = answer.first + i;
+        let index = if beyond >= answer.count {
+            beyond - answer.count
+        } else {
+            beyond
+        };
+        sum += write(i, forget(index, answer.word as u64))?;
     }
     Some(sum)
 }
@@ -534,20 +688,32 @@ const fn sum_of<const N: usize>(bytes: &[u8; N]) -> u64 {
     sum
 }
 
-/// Answers the packet in place, or leaves it alone: all that becomes of it but the sending.
-#[inline(always)]
-pub fn handle<P: Packet, T: Tables>(
+/// All stages: answers the packet in place, or leaves it alone. All that becomes of it but the sending.
+pub fn respond<P: Packet, T: Tables>(
     packet: &mut P,
+    scratch: &mut Scratch,
     tables: &T,
     interface: &Interface,
     draw: impl FnOnce() -> u32,
 ) -> Verdict {
-    match respond(packet, tables, interface, draw) {
-        Ok(answer) => match answer.write(packet) {
-            Ok(()) => Verdict::Answered(answer.query_type(), answer.outcome()),
-            Err(WriteError::NoRoom) => Verdict::Passed(PassReason::NoRoom),
-            Err(WriteError::Aborted(reason)) => Verdict::Aborted(reason),
-        },
-        Err(reason) => Verdict::Passed(reason),
+    let decided = parse(packet, scratch, tables, interface)
+        .and_then(|()| look_up(scratch, tables, draw))
+        .and_then(|decision| match decision {
+            Decision::Answer => Ok(()),
+            Decision::Absent => deny(scratch, tables, |scratch, labels| {
+                below_subtree(scratch, tables, labels)
+            }),
+        });
+    if let Err(reason) = decided {
+        return Verdict::Passed(reason);
+    }
+    if let Err(verdict) = make_room(packet, scratch, interface) {
+        return verdict;
+    }
+    match write(packet, scratch, tables, |packet| {
+        write_records(packet, scratch, tables)
+    }) {
+        Ok((query_type, outcome)) => Verdict::Answered(query_type, outcome),
+        Err(reason) => Verdict::Aborted(reason),
     }
 }

@@ -11,12 +11,12 @@ use crate::{
     abi::{
         BUCKET_ENTRIES, BUCKET_WORDS, Control, Entry, GRANULE_BYTES, IndexRef, Interface,
         MAX_RECORD_WORDS, Overflow, PROBES, RECORD_HEADER_WORDS, RecordHead, SEGMENT_BUCKETS,
-        SEGMENT_GRANULES, SEGMENT_WORDS, SERVED_SLOTS, Segment, Served, SetDescriptor, served_slot,
-        service_key, tag_of,
+        SEGMENT_GRANULES, SERVED_SLOTS, Segment, Served, SetDescriptor, served_slot, service_key,
+        tag_of,
     },
-    dns::name::Name,
-    packet::Packet,
+    dns::name::{Name, NameBuffer},
     verdict::QueryType,
+    verifier,
     word::Word,
 };
 
@@ -37,10 +37,7 @@ impl Segment {
     #[inline(always)]
     #[must_use]
     pub fn words<const N: usize>(&self, at: usize) -> Option<&[Word; N]> {
-        if at > SEGMENT_WORDS - N {
-            return None;
-        }
-        self.0[at..].first_chunk()
+        verifier::words(self, at)
     }
 }
 
@@ -78,8 +75,10 @@ impl Record<'_> {
     /// Word `i` of the folded name, zeros after its end.
     #[inline(always)]
     #[must_use]
-    pub fn name_word(&self, i: usize) -> Option<u64> {
-        Some(self.words.get(RECORD_HEADER_WORDS + i)?.load())
+    pub fn name_word(&self, i: usize) -> u64 {
+        self.words
+            .get(RECORD_HEADER_WORDS + i)
+            .map_or(0, Word::load)
     }
 }
 
@@ -121,9 +120,9 @@ pub fn interface<'t>(
 
 /// Looks the packet's name up.
 #[inline(always)]
-pub fn find<'t, P: Packet, T: Tables>(
-    packet: &P,
+pub fn find<'t, T: Tables>(
     name: &Name,
+    buffer: &NameBuffer,
     control: &Control,
     tables: &'t T,
 ) -> Found<'t> {
@@ -136,19 +135,26 @@ pub fn find<'t, P: Packet, T: Tables>(
         let Some(bucket) = bucket(tables, index, at) else {
             return Found::AskFallback;
         };
+        let mut candidate = Entry::EMPTY;
         for slot in &bucket[..BUCKET_ENTRIES] {
             let entry = Entry(slot.load());
-            if entry.tag() != tag || entry == Entry::EMPTY {
-                continue;
+            if entry.tag() == tag && entry != Entry::EMPTY {
+                candidate = entry;
+                break;
             }
-            let Some(record) = record(tables, entry) else {
+        }
+        if candidate != Entry::EMPTY {
+            let Some(record) = record(tables, candidate) else {
                 return Found::AskFallback;
             };
-            if record.head.name_length() == name.length
-                && name.matches(packet, |i| record.name_word(i))
+            // Another name of the same tag, by a chance of one in 2³²: which it hides, the fallback knows.
+            return if record.head.name_length() == name.length
+                && name.matches(buffer, |i| record.name_word(i))
             {
-                return Found::Present(record);
-            }
+                Found::Present(record)
+            } else {
+                Found::AskFallback
+            };
         }
         if visit == 1 {
             break;
@@ -173,20 +179,20 @@ fn bucket<T: Tables>(tables: &T, index: IndexRef, at: u32) -> Option<&[Word; BUC
 
 #[inline(always)]
 fn record<T: Tables>(tables: &T, entry: Entry) -> Option<Record<'_>> {
-    let (segment, at) = locate(tables, entry.location())?;
-    let words = segment.words(at)?;
+    let (segment, at) = place(entry.location());
+    let words = tables.heap_segment(segment)?.words(at)?;
     Some(Record {
         words,
         head: RecordHead(words[0].load()),
     })
 }
 
-/// The segment and word of a location in the heap.
+/// The segment, and the word in it, of a location in the heap.
 #[inline(always)]
-pub fn locate<T: Tables>(tables: &T, location: u32) -> Option<(&Segment, usize)> {
-    let segment = tables.heap_segment(location / SEGMENT_GRANULES)?;
-    Some((
-        segment,
+#[must_use]
+pub const fn place(location: u32) -> (u32, usize) {
+    (
+        location / SEGMENT_GRANULES,
         (location % SEGMENT_GRANULES) as usize * (GRANULE_BYTES / 8),
-    ))
+    )
 }

@@ -119,6 +119,17 @@ pub enum Verdict {
     Aborted(AbortReason),
 }
 
+/// A verdict without its particulars: what the driver is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// To be sent.
+    Answered,
+    /// To be passed up.
+    Passed,
+    /// To be dropped.
+    Aborted,
+}
+
 const PASSED: usize = QueryType::ALL.len() * Outcome::ALL.len();
 const ABORTED: usize = PASSED + PassReason::ALL.len();
 const _: () = assert!(ABORTED + AbortReason::ALL.len() <= COUNTERS);
@@ -134,6 +145,19 @@ impl Verdict {
             }
             Self::Passed(reason) => PASSED + reason as usize,
             Self::Aborted(reason) => ABORTED + reason as usize,
+        }
+    }
+
+    /// What kind of verdict has this [`Self::index`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn kind(index: usize) -> Kind {
+        if index < PASSED {
+            Kind::Answered
+        } else if index < ABORTED {
+            Kind::Passed
+        } else {
+            Kind::Aborted
         }
     }
 
@@ -153,12 +177,18 @@ impl Verdict {
 
 #[cfg(test)]
 mod tests {
-    use super::Verdict;
+    use super::{Kind, Verdict};
 
     #[test]
     fn each_verdict_has_a_counter_of_its_own() {
         for (index, verdict) in Verdict::all().enumerate() {
             assert_eq!(verdict.index(), index, "{verdict:?}");
+            let kind = match verdict {
+                Verdict::Answered(..) => Kind::Answered,
+                Verdict::Passed(_) => Kind::Passed,
+                Verdict::Aborted(_) => Kind::Aborted,
+            };
+            assert_eq!(Verdict::kind(index), kind, "{verdict:?}");
         }
     }
 }

@@ -8,12 +8,17 @@ mod maps;
 mod xdp_packet;
 
 use aya_ebpf::{
-    bindings::xdp_action, helpers::bpf_get_prandom_u32, macros::xdp, programs::XdpContext,
+    bindings::{xdp_action, xdp_md},
+    helpers::bpf_get_prandom_u32,
+    macros::xdp,
+    programs::XdpContext,
 };
 use aya_log_ebpf::{error, info};
 use peak_common::{
-    respond, table,
-    verdict::{AbortReason, Verdict},
+    abi::Interface,
+    respond::{self, Decision},
+    table,
+    verdict::{AbortReason, Kind, PassReason, Verdict},
 };
 
 use crate::{maps::Maps, xdp_packet::XdpPacket};
@@ -50,29 +55,144 @@ pub fn peak(ctx: XdpContext) -> u32 {
         // The agent registers an interface before it attaches the program: this is not ours.
         return xdp_action::XDP_PASS;
     };
-    let mut packet = XdpPacket::new(&ctx);
-    let verdict = respond::handle(&mut packet, &Maps, interface, draw);
+    let verdict = respond(&ctx, row, interface);
     maps::count(row, verdict);
 
     let one_in = loaded(&LOG_ONE_IN);
-    if one_in != 0 && draw() % one_in == 0 {
-        info!(&ctx, "interface {}: verdict {}", ifindex, verdict.index());
+    // SAFETY: the helper has no preconditions.
+    if one_in != 0 && unsafe { bpf_get_prandom_u32() }.is_multiple_of(one_in) {
+        info!(&ctx, "interface {}: verdict {}", ifindex, verdict);
     }
-    match verdict {
-        Verdict::Answered(..) => xdp_action::XDP_TX,
-        Verdict::Passed(_) => xdp_action::XDP_PASS,
-        Verdict::Aborted(reason) => {
-            let why = match reason {
-                AbortReason::Resized => "the frame was not resized as asked",
-                AbortReason::Table => "the table changed under its reader",
-            };
+    match Verdict::kind(verdict) {
+        Kind::Answered => xdp_action::XDP_TX,
+        Kind::Passed => xdp_action::XDP_PASS,
+        Kind::Aborted => {
             error!(
                 &ctx,
-                "interface {}: dropped a half-written reply: {}", ifindex, why
+                "interface {}: dropped a half-written reply: verdict {}", ifindex, verdict
             );
             xdp_action::XDP_ABORTED
         }
     }
+}
+
+/// As [`peak_common::respond::respond`], and the verdict's index; the later stages are functions that the verifier
+/// checks by themselves.
+#[inline(always)]
+fn respond(ctx: &XdpContext, row: u32, interface: &Interface) -> usize {
+    let Some(scratch) = maps::scratch() else {
+        return Verdict::Passed(PassReason::NotReady).index();
+    };
+    if let Err(reason) = respond::parse(&XdpPacket::new(ctx), scratch, &Maps, interface) {
+        return Verdict::Passed(reason).index();
+    }
+    let verdict = match look_up() {
+        ABSENT => deny(),
+        verdict => verdict,
+    };
+    if verdict != GO_ON {
+        return verdict as usize;
+    }
+    match make_room(ctx.ctx, row) {
+        GO_ON => write(ctx.ctx) as usize,
+        verdict => verdict as usize,
+    }
+}
+
+/// What a stage returns where the next one is to go on: no verdict's index.
+const GO_ON: u32 = u32::MAX;
+/// What [`look_up`] returns where the name is not in the table.
+const ABSENT: u32 = GO_ON - 1;
+
+/// [`respond::look_up`]: [`GO_ON`], [`ABSENT`], or a verdict's index.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn look_up() -> u32 {
+    let Some(scratch) = maps::scratch() else {
+        return Verdict::Passed(PassReason::NotReady).index() as u32;
+    };
+    match respond::look_up(scratch, &Maps, draw) {
+        Ok(Decision::Answer) => GO_ON,
+        Ok(Decision::Absent) => ABSENT,
+        Err(reason) => Verdict::Passed(reason).index() as u32,
+    }
+}
+
+/// [`respond::deny`]: [`GO_ON`], or a verdict's index.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn deny() -> u32 {
+    let Some(scratch) = maps::scratch() else {
+        return Verdict::Passed(PassReason::NotReady).index() as u32;
+    };
+    match respond::deny(scratch, &Maps, |_, labels| {
+        below_subtree(labels as u32) != 0
+    }) {
+        Ok(()) => GO_ON,
+        Err(reason) => Verdict::Passed(reason).index() as u32,
+    }
+}
+
+/// [`respond::below_subtree`]: 0 or 1.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn below_subtree(labels: u32) -> u32 {
+    let Some(scratch) = maps::scratch() else {
+        return 1;
+    };
+    u32::from(respond::below_subtree(
+        scratch,
+        &Maps,
+        labels as usize & 0x7f,
+    ))
+}
+
+/// [`respond::make_room`] for the interface in slot `row`: [`GO_ON`], or a verdict's index.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn make_room(ctx: *mut xdp_md, row: u32) -> u32 {
+    let (Some(scratch), Some(interface)) = (maps::scratch(), maps::interface(row)) else {
+        return Verdict::Passed(PassReason::NotReady).index() as u32;
+    };
+    let ctx = XdpContext::new(ctx);
+    match respond::make_room(&mut XdpPacket::new(&ctx), scratch, interface) {
+        Ok(()) => GO_ON,
+        Err(verdict) => verdict.index() as u32,
+    }
+}
+
+/// [`respond::write`]: a verdict's index.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn write(ctx: *mut xdp_md) -> u32 {
+    let Some(scratch) = maps::scratch() else {
+        return Verdict::Aborted(AbortReason::Table).index() as u32;
+    };
+    let context = XdpContext::new(ctx);
+    let mut packet = XdpPacket::new(&context);
+    let written = respond::write(&mut packet, scratch, &Maps, |_| match write_records(ctx) {
+        NOT_WRITTEN => None,
+        sum => Some(sum),
+    });
+    let verdict = match written {
+        Ok((query_type, outcome)) => Verdict::Answered(query_type, outcome),
+        Err(reason) => Verdict::Aborted(reason),
+    };
+    verdict.index() as u32
+}
+
+/// What [`write_records`] returns where it fails: no sum of so few records.
+const NOT_WRITTEN: u64 = u64::MAX;
+
+/// [`respond::write_records`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn write_records(ctx: *mut xdp_md) -> u64 {
+    let Some(scratch) = maps::scratch() else {
+        return NOT_WRITTEN;
+    };
+    let ctx = XdpContext::new(ctx);
+    respond::write_records(&mut XdpPacket::new(&ctx), scratch, &Maps).unwrap_or(NOT_WRITTEN)
 }
 
 /// Passes everything. A veth device delivers frames that its peer sends by XDP_TX only if it has a program of
@@ -90,4 +210,4 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
 
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
-static LICENSE: [u8; 17] = *b"Dual MIT/GPL\0\0\0\0\0";
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,7 +1,7 @@
 //! The maps, laid out in [`peak_common::abi`].
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_F_RDONLY_PROG},
+    bindings::BPF_F_MMAPABLE,
     btf_maps::{Array, ArrayOfMaps, PerCpuArray},
     macros::btf_map,
 };
@@ -10,12 +10,13 @@ use peak_common::{
         Control, Counters, HEAP_SEGMENTS, INDEX_SLOTS, Interface, MAX_INTERFACES, SERVED_SLOTS,
         Segment, Served,
     },
+    respond::Scratch,
     table::Tables,
-    verdict::Verdict,
 };
 
-/// The agent writes through `mmap`, without a system call; the program only reads.
-const MMAPABLE: usize = (BPF_F_MMAPABLE | BPF_F_RDONLY_PROG) as usize;
+/// The agent writes through `mmap`, without a system call. (The kernel lets nobody map what is declared read-only for
+/// programs, though they only read here.)
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 #[btf_map]
 static CONTROL: Array<Control, 1, MMAPABLE> = Array::new();
@@ -31,6 +32,18 @@ static INTERFACES: Array<Interface, { MAX_INTERFACES as usize }, MMAPABLE> = Arr
 static SERVED: Array<Served, { SERVED_SLOTS as usize }, MMAPABLE> = Array::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<Counters, { MAX_INTERFACES as usize }> = PerCpuArray::new();
+
+#[btf_map]
+static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// What the stages leave to one another on this processor.
+#[inline(always)]
+pub(crate) fn scratch() -> Option<&'static mut Scratch> {
+    let scratch = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: bytes of this processor's own, which nothing else touches while the program runs: it is not
+    // preempted by another XDP program on the same processor. Each stage asks once.
+    Some(unsafe { &mut *scratch })
+}
 
 /// The program's maps as [`Tables`].
 pub(crate) struct Maps;
@@ -60,16 +73,16 @@ pub(crate) fn interface(slot: u32) -> Option<&'static Interface> {
     INTERFACES.get(slot)
 }
 
-/// Counts a verdict in an interface's row.
+/// Counts the verdict of an index in an interface's row.
 #[inline(always)]
-pub(crate) fn count(row: u32, verdict: Verdict) {
+pub(crate) fn count(row: u32, verdict: usize) {
     let Some(counters) = COUNTERS.get_ptr_mut(row) else {
         return;
     };
     // SAFETY: the pointer is to this processor's counters, which nothing else writes while the
     // program runs: it is not preempted by another XDP program on the same processor.
     let counters = unsafe { &mut *counters };
-    if let Some(counter) = counters.get_mut(verdict.index()) {
+    if let Some(counter) = counters.get_mut(verdict) {
         *counter += 1;
     }
 }

@@ -17,10 +17,16 @@ const OPTION_HEADER: usize = 4;
 #[derive(Clone, Copy, Debug)]
 pub struct Opt {
     payload_size: u16,
-    dnssec_ok: bool,
+    dnssec_ok: u8,
 }
 
 impl Opt {
+    /// What a query without OPT amounts to.
+    pub const ABSENT: Self = Self {
+        payload_size: PLAIN_PAYLOAD_SIZE as u16,
+        dnssec_ok: 0,
+    };
+
     /// Reads the message's last record, from `offset` to `end`.
     ///
     /// # Errors
@@ -48,7 +54,7 @@ impl Opt {
         }
         let opt = Self {
             payload_size: u16::from_be_bytes([bytes[3], bytes[4]]),
-            dnssec_ok: bytes[7] & 0x80 != 0,
+            dnssec_ok: bytes[7] & 0x80,
         };
         // Options that we do not act on are ignored (RFC 6891, section 6.1.2), as long as they are well-formed.
         let mut at = options;
@@ -76,14 +82,19 @@ impl Opt {
         usize::from(self.payload_size).max(PLAIN_PAYLOAD_SIZE)
     }
 
-    /// Our OPT in answer to this one, the first byte of its 8 lowest; 3 zeros follow. Version 0, no options, DO
-    /// copied (RFC 3225, section 3).
+    /// The DO bit (RFC 3225, section 3) where [`reply`] wants it.
     #[inline(always)]
     #[must_use]
-    pub const fn reply(&self) -> u64 {
-        let [t0, t1] = TYPE_OPT.to_be_bytes();
-        let [p0, p1] = (PAYLOAD_SIZE as u16).to_be_bytes();
-        let flags = if self.dnssec_ok { 0x80 << 56 } else { 0 };
-        u64::from_le_bytes([0, t0, t1, p0, p1, 0, 0, 0]) | flags
+    pub const fn dnssec_ok(&self) -> u64 {
+        (self.dnssec_ok as u64) << 56
     }
+}
+
+/// Our OPT, the first byte of its 8 lowest; 3 zeros follow. Version 0, no options, DO as the query had it.
+#[inline(always)]
+#[must_use]
+pub const fn reply(dnssec_ok: u64) -> u64 {
+    let [t0, t1] = TYPE_OPT.to_be_bytes();
+    let [p0, p1] = (PAYLOAD_SIZE as u16).to_be_bytes();
+    u64::from_le_bytes([0, t0, t1, p0, p1, 0, 0, 0]) | dnssec_ok
 }
