@@ -66,8 +66,12 @@ impl<M: Memory> Table<M> {
                 writer.memory_mut().barrier()?;
             }
             let control = writer.memory().control();
+            for zone in &control.zones {
+                zone.length.store(0);
+            }
             for (zone, name) in control.zones.iter().zip(&names) {
                 zone.length.store(name.as_wire().len() as u64);
+                zone.labels.store(name.labels().count() as u64);
                 for (word, value) in zone.suffix.iter().zip(suffix_words(name)) {
                     word.store(value);
                 }
@@ -220,7 +224,7 @@ mod tests {
     use peak_common::{
         abi::{Interface, served_slot, service_key},
         packet::Buffer,
-        respond,
+        respond::{self, Scratch},
         table::Tables,
         verdict::{Outcome, PassReason, QueryType, Verdict},
         word::Word,
@@ -321,7 +325,10 @@ mod tests {
             reserved: 0,
         };
         let mut packet = Buffer::<2048>::new(&frame, 0, 1024);
-        let verdict = respond::handle(&mut packet, tables, &interface, || 0x8000_0000);
+        let mut scratch = Scratch::EMPTY;
+        let verdict = respond::respond(&mut packet, &mut scratch, tables, &interface, || {
+            0x8000_0000
+        });
         let answered = matches!(verdict, Verdict::Answered(..));
         let reply = answered.then(|| Message::from_vec(&packet.frame()[message..]).unwrap());
         (verdict, reply)
@@ -511,9 +518,13 @@ mod tests {
         };
         assert_eq!(refuse(&["."]), None);
         assert!(refuse(&["a`b.example"]).unwrap().contains("a`b.example"));
-        let many: Vec<_> = (0..65).map(|i| format!("z{i}.example")).collect();
+        let many: Vec<_> = (0..=MAX_ZONES).map(|i| format!("z{i}.example")).collect();
         let many: Vec<_> = many.iter().map(String::as_str).collect();
         assert_eq!(refuse(&many[1..]), None);
-        assert!(refuse(&many).unwrap().contains("65 zones"));
+        let refusal = refuse(&many).unwrap();
+        assert!(
+            refusal.contains(&format!("{} zones", many.len())),
+            "{refusal}"
+        );
     }
 }
