@@ -14,7 +14,11 @@ use crate::{
 #[must_use]
 pub fn words<const N: usize>(segment: &Segment, at: usize) -> Option<&[Word; N]> {
     #[cfg(target_arch = "bpf")]
-    #[expect(unsafe_code, reason = "pointer arithmetic that the verifier checks")]
+    #[expect(
+        unsafe_code,
+        clippy::pointers_in_nomem_asm_block,
+        reason = "pointer arithmetic that the verifier checks"
+    )]
     {
         let mut offset = at * 8;
         // SAFETY: a register is copied to itself, so that the comparison below is made of it, and not of `at`.

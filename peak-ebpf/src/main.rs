@@ -3,6 +3,11 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
+#![expect(
+    missing_docs,
+    unreachable_pub,
+    reason = "the functions that the `xdp` macro makes"
+)]
 
 mod maps;
 mod xdp_packet;
