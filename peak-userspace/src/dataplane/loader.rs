@@ -38,7 +38,7 @@ pub enum LoadError {
     #[error("the kernel refused to load the program (Linux 5.18 or newer is needed): {0}")]
     Refused(String),
     /// A map of the program could not be used.
-    #[error("map {name} of the XDP program: {source}")]
+    #[error("map {name} of the XDP program")]
     Map {
         /// The map's name.
         name: &'static str,
