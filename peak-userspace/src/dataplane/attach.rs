@@ -190,29 +190,7 @@ impl Attachments {
     /// [`AttachError`]; the interface is as it was then.
     pub fn attach(&mut self, interface: &Interface, mode: XdpMode) -> Result<Mode, AttachError> {
         let name = || interface.name.clone();
-        if let Some(program) = interface.program {
-            return Err(AttachError::Occupied {
-                interface: name(),
-                program,
-            });
-        }
-        if interface
-            .mac
-            .is_none_or(|mac| mac == [0; 6] || mac[0] & 1 != 0)
-        {
-            return Err(AttachError::NoEthernet(name()));
-        }
-        if let Some(vlan) = interface.vlans.first()
-            && strips_vlan_tags(&interface.name).unwrap_or_else(|error| {
-                warn!(interface = interface.name, %error, "can't ask for the interface's offloads");
-                false
-            })
-        {
-            return Err(AttachError::VlanOffload {
-                interface: name(),
-                vlan: vlan.clone(),
-            });
-        }
+        suits(interface, strips_vlan_tags)?;
         let slot = self
             .free_slot(interface.index)
             .ok_or_else(|| AttachError::TooMany(name()))?;
@@ -423,6 +401,38 @@ impl Attachments {
     }
 }
 
+/// Whether the program may be attached to an interface.
+fn suits(
+    interface: &Interface,
+    strips_vlan_tags: impl FnOnce(&str) -> io::Result<bool>,
+) -> Result<(), AttachError> {
+    let name = || interface.name.clone();
+    if let Some(program) = interface.program {
+        return Err(AttachError::Occupied {
+            interface: name(),
+            program,
+        });
+    }
+    if interface
+        .mac
+        .is_none_or(|mac| mac == [0; 6] || mac[0] & 1 != 0)
+    {
+        return Err(AttachError::NoEthernet(name()));
+    }
+    if let Some(vlan) = interface.vlans.first()
+        && strips_vlan_tags(&interface.name).unwrap_or_else(|error| {
+            warn!(interface = interface.name, %error, "can't ask for the interface's offloads");
+            false
+        })
+    {
+        return Err(AttachError::VlanOffload {
+            interface: name(),
+            vlan: vlan.clone(),
+        });
+    }
+    Ok(())
+}
+
 /// What the system said, somewhere below an error of the library's.
 fn cause(error: ProgramError) -> io::Error {
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&error);
@@ -470,4 +480,72 @@ fn strips_vlan_tags(interface: &str) -> io::Result<bool> {
         return Err(io::Error::last_os_error());
     }
     Ok(value.data & ETH_FLAG_RXVLAN != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn eth0() -> Interface {
+        Interface {
+            name: "eth0".to_owned(),
+            mac: Some([2, 0, 0, 0, 0, 1]),
+            ..Interface::default()
+        }
+    }
+
+    #[test]
+    fn tags_that_are_taken_off_are_refused_where_there_are_vlans() {
+        let asked = |vlans: &[&str], strips: io::Result<bool>| {
+            let vlans = vlans.iter().map(|&vlan| vlan.to_owned()).collect();
+            suits(&Interface { vlans, ..eth0() }, |_| strips)
+        };
+        assert!(asked(&[], Ok(true)).is_ok());
+        assert!(asked(&["eth0.7"], Ok(false)).is_ok());
+        // Drivers without offloads can't tell of them.
+        assert!(asked(&["eth0.7"], Err(io::ErrorKind::Unsupported.into())).is_ok());
+        let refused = asked(&["eth0.7"], Ok(true)).unwrap_err().to_string();
+        assert!(
+            refused.contains("ethtool -K eth0 rxvlan off") && refused.contains("eth0.7"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn only_ethernet_without_another_program_suits() {
+        for mac in [None, Some([0; 6]), Some([1, 0, 0x5e, 0, 0, 1])] {
+            let interface = Interface { mac, ..eth0() };
+            assert!(matches!(
+                suits(&interface, |_| Ok(false)),
+                Err(AttachError::NoEthernet(_))
+            ));
+        }
+        let interface = Interface {
+            program: Some(7),
+            ..eth0()
+        };
+        let refused = suits(&interface, |_| Ok(false)).unwrap_err().to_string();
+        assert!(refused.contains("number 7;"), "{refused}");
+    }
+
+    #[test]
+    fn offloads_of_an_interface_that_is_not_there_are_an_error() {
+        assert!(strips_vlan_tags("nope").is_err());
+    }
+
+    #[test]
+    fn every_counter_is_told() {
+        let counters: Vec<u64> = (1..=64).collect();
+        let figures = InterfaceFigures::new("eth0".to_owned(), Mode::Native, &counters);
+        // Six answers, 1 to 6; then the reasons in their order.
+        assert_eq!(figures.answered, 21);
+        assert_eq!(figures.answers["A"]["NOERROR"], 1);
+        assert_eq!(figures.answers["AAAA"]["NXDOMAIN"], 6);
+        assert_eq!(figures.passed["not_ip"], 7);
+        let told = figures.answered
+            + figures.passed.values().sum::<u64>()
+            + figures.aborted.values().sum::<u64>();
+        let verdicts = Verdict::all().count() as u64;
+        assert_eq!(told, verdicts * (verdicts + 1) / 2);
+    }
 }
