@@ -268,7 +268,7 @@ pub struct Zone {
     pub length: Word,
     /// Labels of the name, the root not counted.
     pub labels: Word,
-    /// Serial of the SOA, 32 bits: see `docs` of the agent's snapshot for its rule.
+    /// Serial of the SOA, 32 bits: see the documentation of the agent's snapshot for its rule.
     pub serial: Word,
     /// Seconds: TTL of the SOA and its MINIMUM, hence of negative answers (RFC 2308, section 5).
     pub ttl: Word,

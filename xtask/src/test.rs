@@ -22,7 +22,7 @@ pub(crate) struct Args {
 }
 
 /// Their tests load programs into the kernel and make namespaces.
-const PRIVILEGED: [&str; 2] = ["peak-tests", "peak-bench"];
+const PRIVILEGED: [&str; 1] = ["peak-tests"];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     prerequisites::check(Purpose::Run)?;

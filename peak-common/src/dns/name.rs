@@ -175,7 +175,7 @@ impl Name {
 
     /// The closest of the zones that this name is in, unless its labels say otherwise ([`Self::labels_below`]).
     ///
-    /// Zones are told apart by their last 16 bytes first. Where more than [`CANDIDATES`] have these in common, the
+    /// Zones are told apart by their last 16 bytes first. Where more than two have these in common, the
     /// shorter ones may not be found.
     #[inline(always)]
     pub fn zone<'c>(&self, buffer: &NameBuffer, control: &'c Control) -> Option<&'c Zone> {
