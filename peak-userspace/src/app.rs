@@ -24,7 +24,7 @@ use crate::{
     cli::RunArgs,
     config::{RunConfig, XdpMode},
     dataplane::live::Dataplane,
-    fallback::{Fallback, FallbackConfig, Limits},
+    fallback::{Binder, Fallback, FallbackConfig, Limits},
     interfaces::{Interface, Interfaces, Places},
     metrics,
     snapshot::{Snapshot, SnapshotConfig},
@@ -73,9 +73,11 @@ struct Agent {
 struct Watch {
     listen: Vec<SocketAddr>,
     names: Vec<String>,
+    xdp: XdpMode,
     interfaces: Interfaces,
     /// Where there are sockets: the kernel answers nowhere else.
     sockets: Vec<SocketAddr>,
+    binder: Binder,
 }
 
 impl Agent {
@@ -95,6 +97,7 @@ impl Agent {
             forward_for: config.forward_for,
             limits: Limits::default(),
         })?;
+        let binder = fallback.binder();
         let metrics = config.metrics.map(metrics::bind).transpose()?;
         let admin = AdminSocket::bind(&config.admin)?;
         let source = manifests::watch(&config.manifests)?;
@@ -107,11 +110,10 @@ impl Agent {
         let attaches = config.xdp != XdpMode::Off && !named.is_empty();
         let dataplane = if attaches {
             let dataplane = Dataplane::load(snapshot.zones(), recursion_available)?;
-            // Registered before the first packet.
             for interface in &named {
                 dataplane.attach(interface, config.xdp)?;
             }
-            dataplane.follow(&named, &places.served);
+            dataplane.follow(&named, &places.served, config.xdp);
             Some(dataplane)
         } else {
             info!("the kernel answers nothing: the fallback alone does");
@@ -132,8 +134,10 @@ impl Agent {
             watch: Watch {
                 listen: config.listen,
                 names: config.interfaces,
+                xdp: config.xdp,
                 interfaces,
                 sockets: places.sockets,
+                binder,
             },
         })
     }
@@ -205,41 +209,52 @@ async fn update(mut source: Source, state: Arc<State>) -> Result<()> {
 }
 
 impl Watch {
-    /// Follows the interfaces' addresses, MACs and MTUs.
-    async fn follow(self, state: Arc<State>) {
-        let Some(dataplane) = &state.dataplane else {
-            return std::future::pending().await;
-        };
+    /// Follows the interfaces: that they go and come back, their addresses, MACs and MTUs.
+    async fn follow(mut self, state: Arc<State>) {
         let mut ticks = interval(FOLLOW);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut before = Vec::new();
         loop {
             ticks.tick().await;
-            let mut now = match self.interfaces.all().await {
-                Ok(interfaces) => interfaces,
-                Err(error) => {
-                    warn!(%error, "can't ask netlink what became of the interfaces");
-                    continue;
+            match self.interfaces.all().await {
+                Ok(mut now) => {
+                    now.retain(|interface| self.names.contains(&interface.name));
+                    // What could not be done is tried again.
+                    if now != before && self.adapt(&now, state.dataplane.as_deref()) {
+                        before = now;
+                    }
                 }
-            };
-            now.retain(|interface| self.names.contains(&interface.name));
-            if now == before {
+                Err(error) => warn!(%error, "can't ask netlink what became of the interfaces"),
+            }
+        }
+    }
+
+    /// Answers where `--listen` now means. `false` if a socket can't be had.
+    fn adapt(&mut self, interfaces: &[Interface], dataplane: Option<&Dataplane>) -> bool {
+        let mut places = Places::new(&self.listen, interfaces);
+        let mut whole = true;
+        for &socket in &places.sockets {
+            if self.sockets.contains(&socket) {
                 continue;
             }
-            let mut places = Places::new(&self.listen, &now);
-            places.served.retain(|place| {
-                self.sockets
-                    .iter()
-                    .any(|socket| socket.ip() == place.address && socket.port() == place.port)
-            });
-            for socket in &places.sockets {
-                if !self.sockets.contains(socket) {
-                    warn!(address = %socket, "a new address: a restart makes the agent answer there");
+            match self.binder.bind(socket) {
+                Ok(()) => {
+                    info!(address = %socket, "listening");
+                    self.sockets.push(socket);
+                }
+                Err(error) => {
+                    warn!("{error}");
+                    whole = false;
                 }
             }
-            block_in_place(|| dataplane.follow(&now, &places.served));
-            before = now;
         }
+        places
+            .served
+            .retain(|place| self.sockets.contains(&place.socket()));
+        if let Some(dataplane) = dataplane {
+            block_in_place(|| dataplane.follow(interfaces, &places.served, self.xdp));
+        }
+        whole
     }
 }
 

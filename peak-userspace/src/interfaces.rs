@@ -193,6 +193,14 @@ pub struct Place {
     pub port: u16,
 }
 
+impl Place {
+    /// The fallback's socket for it.
+    #[must_use]
+    pub fn socket(&self) -> SocketAddr {
+        socket(self.address, self.port, self.interface)
+    }
+}
+
 impl Places {
     /// What `listen` means on these interfaces.
     ///

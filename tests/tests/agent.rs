@@ -258,6 +258,63 @@ fn generic_mode_answers_in_the_kernel() -> Result<()> {
 }
 
 #[test]
+fn interfaces_and_their_addresses_are_followed() -> Result<()> {
+    let net = Net::new()?;
+    let _pass = pass(&net.client, "eth0")?;
+    let folder = manifests()?;
+    let mut peak = Peak::start(
+        &net.node,
+        [
+            "--manifests",
+            text(folder.path()),
+            "--interface",
+            "eth0",
+            "--xdp",
+            "native",
+        ],
+    )?;
+    // Who answers there, if anybody.
+    let who = |peak: &Peak, server: &str, qtype| -> Result<_> {
+        let before = peak.status()?.counted();
+        let reply = net.client.run(|| ask(server.parse()?, WEB, qtype));
+        let counted = peak.status()?.counted() - before;
+        Ok(reply.ok().map(|_| (counted.kernel, counted.fallback)))
+    };
+    assert_eq!(
+        who(&peak, "[fd00:10:1::1]:53", RecordType::AAAA)?,
+        Some((1, 0))
+    );
+
+    net.node.address("eth0", "fd00:10:1::7/64")?;
+    let new = "[fd00:10:1::7]:53";
+    eventually("the new address", LIMIT, || {
+        Ok((who(&peak, new, RecordType::AAAA)? == Some((1, 0))).then_some(()))
+    })?;
+    assert_eq!(who(&peak, new, RecordType::SOA)?, Some((0, 1)));
+    net.node.ip("address delete fd00:10:1::7/64 dev eth0")?;
+    eventually("the address to go", LIMIT, || {
+        Ok(peak.process().log().contains("no longer").then_some(()))
+    })?;
+
+    // The same name again, with another index and MAC.
+    net.node.ip("link delete eth0")?;
+    eventually("the interface to be missed", LIMIT, || {
+        Ok((peak.status()?.interfaces[0].mode == "off").then_some(()))
+    })?;
+    join((&net.client, "eth0"), (&net.node, "eth0"))?;
+    let _pass = pass(&net.client, "eth0")?;
+    net.client.address("eth0", "fd00:10:1::2/64")?;
+    net.node.address("eth0", "fd00:10:1::1/64")?;
+    eventually("the interface to be back", LIMIT, || {
+        Ok((peak.status()?.interfaces[0].mode == "native").then_some(()))
+    })?;
+    eventually("its address", LIMIT, || {
+        Ok((who(&peak, "[fd00:10:1::1]:53", RecordType::AAAA)? == Some((1, 0))).then_some(()))
+    })?;
+    Ok(())
+}
+
+#[test]
 fn what_is_in_the_way_is_named_and_nothing_left_attached() -> Result<()> {
     let net = Net::new()?;
     let folder = manifests()?;

@@ -194,6 +194,10 @@ impl Attachments {
         let slot = self
             .free_slot(interface.index)
             .ok_or_else(|| AttachError::TooMany(name()))?;
+        // A slot's former interface is no matter of this one.
+        if let Err(error) = self.program.reset_counters(slot) {
+            warn!(interface = interface.name, %error, "can't set the kernel's counters to zero");
+        }
         self.describe(slot, interface);
         let outcome = match mode {
             XdpMode::Generic => self.link(interface, Mode::Generic),
@@ -280,8 +284,14 @@ impl Attachments {
         described.ifindex.store(interface.index.into());
     }
 
-    /// Follows what became of the interfaces, and serves these places, and no others.
-    pub fn follow(&mut self, interfaces: &[Interface], places: &[Place]) {
+    /// Whether the program is attached to the interface of this index.
+    #[must_use]
+    pub fn has(&self, index: u32) -> bool {
+        self.attached.iter().any(|attached| attached.index == index)
+    }
+
+    /// Takes note of what became of the interfaces.
+    pub fn update(&mut self, interfaces: &[Interface]) {
         self.attached.retain(|attached| {
             let is_there = interfaces
                 .iter()
@@ -305,13 +315,13 @@ impl Attachments {
                 self.describe(attached.slot, interface);
             }
         }
+    }
+
+    /// Serves these places as far as the program is attached there, and no others.
+    pub fn serve(&mut self, places: &[Place]) {
         let wanted: BTreeSet<Place> = places
             .iter()
-            .filter(|place| {
-                self.attached
-                    .iter()
-                    .any(|attached| attached.index == place.interface)
-            })
+            .filter(|place| self.has(place.interface))
             .copied()
             .collect();
         let unwanted: Vec<_> = self
@@ -331,13 +341,13 @@ impl Attachments {
         }
         for place in wanted {
             if !self.served.contains_key(&place) {
-                self.serve(place);
+                self.register(place);
             }
         }
         self.homeless.retain(|place| places.contains(place));
     }
 
-    fn serve(&mut self, place: Place) {
+    fn register(&mut self, place: Place) {
         let address = match place.address {
             IpAddr::V4(address) => mapped(address.octets()),
             IpAddr::V6(address) => {

@@ -11,7 +11,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use aya_log::EbpfLogger;
+use log::Log;
 use peak_common::abi::Control;
+use tokio::io::{Interest, unix::AsyncFd};
 use tracing::warn;
 
 use super::{
@@ -42,12 +45,19 @@ pub struct Dataplane {
 }
 
 impl Dataplane {
-    /// Loads the program with an empty table. It is attached to nothing yet.
+    /// Loads the program with an empty table. It is attached to nothing yet. What it logs is told in a task.
     ///
     /// # Errors
     /// The kernel refuses, or the zones don't fit.
     pub fn load(zones: &[Zone], recursion_available: bool) -> Result<Arc<Self>> {
-        let Kernel { memory, program } = Kernel::load(LoadOptions::default())?;
+        let Kernel {
+            memory,
+            mut program,
+        } = Kernel::load(LoadOptions::default())?;
+        // SAFETY: the logger owns its descriptor, and neither closes nor replaces it while it lives.
+        let log = unsafe { AsyncFd::register_with_interest(program.log()?, Interest::READABLE) }
+            .context("can't read what the kernel program logs")?;
+        tokio::spawn(tell(log));
         let grace = memory.grace_periods();
         let writer = Writer::create(memory).context("can't make the kernel's table")?;
         let mut table =
@@ -75,9 +85,19 @@ impl Dataplane {
         lock(&self.attachments).attach(interface, mode)
     }
 
-    /// See [`Attachments::follow`].
-    pub fn follow(&self, interfaces: &[Interface], places: &[Place]) {
-        lock(&self.attachments).follow(interfaces, places);
+    /// Follows what became of the interfaces: attaches the program to those that are back, and serves these places
+    /// and no others.
+    pub fn follow(&self, interfaces: &[Interface], places: &[Place], mode: XdpMode) {
+        let mut attachments = lock(&self.attachments);
+        attachments.update(interfaces);
+        for interface in interfaces {
+            if !attachments.has(interface.index)
+                && let Err(error) = attachments.attach(interface, mode)
+            {
+                warn!("{error}: the fallback answers there");
+            }
+        }
+        attachments.serve(places);
     }
 
     /// Brings the table to this snapshot.
@@ -128,6 +148,14 @@ impl Dataplane {
     /// Detaches the program everywhere.
     pub fn detach(&self) {
         lock(&self.attachments).detach();
+    }
+}
+
+/// Hands what the program logs to the agent's log: half-written replies that it had to drop, for one.
+async fn tell(mut log: AsyncFd<EbpfLogger<&'static dyn Log>>) {
+    while let Ok(mut ready) = log.readable_mut().await {
+        ready.get_inner_mut().flush();
+        ready.clear_ready();
     }
 }
 

@@ -4,9 +4,12 @@ use std::io;
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Map, MapData, PerCpuArray},
+    maps::{Map, MapData, PerCpuArray, PerCpuValues},
     programs::Xdp,
+    util::nr_cpus,
 };
+use aya_log::EbpfLogger;
+use log::Log;
 use peak_common::{
     abi::{
         COUNTERS, Control, Counters, HEAP_SEGMENTS, INDEX_SLOTS, Interface, MAX_INTERFACES,
@@ -120,6 +123,24 @@ impl Program {
             .ok_or_else(|| LoadError::Refused(format!("the object has no program `{name}`")))?
             .try_into()
             .map_err(|error| refused(&error))
+    }
+
+    /// What the program logs, once.
+    ///
+    /// # Errors
+    /// The object logs nothing, or somebody has this already.
+    pub fn log(&mut self) -> Result<EbpfLogger<&'static dyn Log>, LoadError> {
+        EbpfLogger::init(&mut self.ebpf).map_err(|error| map_error("AYA_LOGS", error))
+    }
+
+    /// Counts the interface in `slot` from zero.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn reset_counters(&mut self, slot: u32) -> io::Result<()> {
+        let processors = nr_cpus().map_err(|(_, error)| error)?.get() as usize;
+        let zeros = PerCpuValues::try_from(vec![[0; COUNTERS]; processors])?;
+        self.counters.set(slot, zeros, 0).map_err(io::Error::other)
     }
 
     /// The interfaces' slots.

@@ -22,7 +22,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use tokio::time::timeout;
+use tokio::{sync::mpsc, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
@@ -121,6 +121,31 @@ pub struct Fallback {
     sockets: Vec<Sockets>,
     config: FallbackConfig,
     counters: Arc<Counters>,
+    more: (
+        mpsc::UnboundedSender<Sockets>,
+        mpsc::UnboundedReceiver<Sockets>,
+    ),
+}
+
+/// Gives a [`Fallback`] that answers already more addresses to answer at.
+#[derive(Clone, Debug)]
+pub struct Binder {
+    upstreams: Vec<Upstream>,
+    sockets: mpsc::UnboundedSender<Sockets>,
+}
+
+impl Binder {
+    /// Binds the sockets of one more address, which then answers until the end.
+    ///
+    /// # Errors
+    /// The address can't be had; the others go on.
+    pub fn bind(&self, address: SocketAddr) -> Result<(), BindError> {
+        let sockets = sockets::bind(address)?;
+        sockets::refuse_self(&self.upstreams, std::iter::once(sockets.address))?;
+        // Nobody takes them any more at the end.
+        let _ = self.sockets.send(sockets);
+        Ok(())
+    }
 }
 
 /// The sockets of one address.
@@ -129,6 +154,28 @@ struct Sockets {
     address: SocketAddr,
     udp: Vec<UdpSocket>,
     tcp: TcpListener,
+}
+
+impl Sockets {
+    fn serve(
+        self,
+        responder: &Arc<Responder>,
+        connections: &Arc<tcp::Connections>,
+    ) -> io::Result<()> {
+        for socket in self.udp {
+            let socket = Arc::new(tokio::net::UdpSocket::from_std(socket)?);
+            responder
+                .tasks
+                .spawn(udp::serve(socket, Arc::clone(responder)));
+        }
+        let listener = tokio::net::TcpListener::from_std(self.tcp)?;
+        responder.tasks.spawn(tcp::serve(
+            listener,
+            Arc::clone(connections),
+            Arc::clone(responder),
+        ));
+        Ok(())
+    }
 }
 
 impl Fallback {
@@ -147,7 +194,16 @@ impl Fallback {
             sockets,
             config,
             counters: Arc::default(),
+            more: mpsc::unbounded_channel(),
         })
+    }
+
+    /// Binds more addresses later.
+    pub fn binder(&self) -> Binder {
+        Binder {
+            upstreams: self.config.upstreams.clone(),
+            sockets: self.more.0.clone(),
+        }
     }
 
     /// Where it listens, in the configured order, with the ports that were found for port 0.
@@ -196,20 +252,15 @@ impl Fallback {
             Arc::clone(&responder.counters),
         ));
         for sockets in self.sockets {
-            for socket in sockets.udp {
-                let socket = Arc::new(tokio::net::UdpSocket::from_std(socket)?);
-                responder
-                    .tasks
-                    .spawn(udp::serve(socket, Arc::clone(&responder)));
-            }
-            let listener = tokio::net::TcpListener::from_std(sockets.tcp)?;
-            responder.tasks.spawn(tcp::serve(
-                listener,
-                Arc::clone(&connections),
-                Arc::clone(&responder),
-            ));
+            sockets.serve(&responder, &connections)?;
         }
-        shutdown.cancelled().await;
+        let (_sender, mut more) = self.more;
+        while let Some(Some(sockets)) = shutdown.run_until_cancelled(more.recv()).await {
+            let address = sockets.address;
+            if let Err(error) = sockets.serve(&responder, &connections) {
+                warn!(%address, %error, "can't answer at this address");
+            }
+        }
         responder.tasks.close();
         if timeout(limits.drain_timeout, responder.tasks.wait())
             .await
