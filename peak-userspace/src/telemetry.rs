@@ -7,13 +7,16 @@ use tracing_subscriber::EnvFilter;
 /// What is logged, in `tracing`'s directives: `info`, or `info,peak_userspace::fallback=debug`.
 const VARIABLE: &str = "PEAK_LOG";
 
-/// Starts logging. A filter that makes no sense is said, and `info` taken in its place.
+/// What is logged unless told otherwise. What the library for BPF finds odd is told by the error that follows.
+const DEFAULT: &str = "info,aya=error";
+
+/// Starts logging. A filter that makes no sense is said, and the default taken in its place.
 pub fn init() {
     let filter = EnvFilter::builder().with_env_var(VARIABLE);
     let (filter, problem) = match std::env::var_os(VARIABLE).map(|_| filter.try_from_env()) {
         Some(Ok(filter)) => (filter, None),
-        Some(Err(error)) => (EnvFilter::new("info"), Some(error)),
-        None => (EnvFilter::new("info"), None),
+        Some(Err(error)) => (EnvFilter::new(DEFAULT), Some(error)),
+        None => (EnvFilter::new(DEFAULT), None),
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -22,6 +25,6 @@ pub fn init() {
         .with_target(false)
         .init();
     if let Some(error) = problem {
-        tracing::warn!(%error, "{VARIABLE} is no filter for the log: info is taken");
+        tracing::warn!(%error, "{VARIABLE} is no filter for the log: the default is taken");
     }
 }

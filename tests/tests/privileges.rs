@@ -83,3 +83,40 @@ fn four_capabilities_are_enough() -> Result<()> {
     assert_eq!(status.counted().kernel, 1);
     Ok(())
 }
+
+#[test]
+fn a_missing_capability_is_named_and_nothing_left_attached() -> Result<()> {
+    let node = Namespace::new("node")?;
+    let peer = Namespace::new("peer")?;
+    join((&node, "eth0"), (&peer, "eth0"))?;
+    node.address("eth0", "fd00:10:1::1/64")?;
+    let manifests = peak_tests::scratch()?;
+    peak_tests::give_away(manifests.path())?;
+    let folder = manifests
+        .path()
+        .to_str()
+        .context("a path of our own is UTF-8")?;
+    let needed = setting("AmbientCapabilities");
+    for missing in &needed {
+        let granted: Vec<_> = needed
+            .iter()
+            .filter(|capability| *capability != missing)
+            .copied()
+            .collect();
+        let arguments = [
+            "--manifests",
+            folder,
+            "--interface",
+            "eth0",
+            "--listen",
+            "[fd00:10:1::1]:53",
+        ];
+        let Err(error) = Peak::start_confined(&node, &granted, arguments) else {
+            anyhow::bail!("it runs without {missing}");
+        };
+        let said = format!("{error:#}");
+        assert!(said.contains(missing), "{missing} is not in {said}");
+        assert!(node.link("eth0")?["xdp"].is_null());
+    }
+    Ok(())
+}

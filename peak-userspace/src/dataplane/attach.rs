@@ -253,7 +253,7 @@ impl Attachments {
                     error,
                 }
             }
-            Some(libc::EPERM) => AttachError::Program(LoadError::NotPermitted),
+            Some(libc::EPERM) => AttachError::Program(LoadError::not_permitted()),
             _ => AttachError::Refused {
                 interface: interface.name.clone(),
                 error,

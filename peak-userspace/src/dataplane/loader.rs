@@ -17,6 +17,7 @@ use peak_common::{
     },
     table::Tables,
 };
+use rustix::thread::CapabilitySet;
 use thiserror::Error;
 
 use super::{
@@ -31,12 +32,11 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pe
 /// Why the program is not in the kernel.
 #[derive(Debug, Error)]
 pub enum LoadError {
-    /// A capability is missing.
+    /// A capability is missing, or something else is in the way.
     #[error(
-        "the kernel refused to load the program: not permitted; it needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON \
-         (run as root, or with the systemd unit in deploy/)"
+        "the kernel refused to load or attach the program: {0} (run as root, or with the systemd unit in deploy/)"
     )]
-    NotPermitted,
+    NotPermitted(String),
     /// The verifier said no, or the kernel is too old.
     #[error("the kernel refused to load the program (Linux 5.18 or newer is needed): {0}")]
     Refused(String),
@@ -223,15 +223,46 @@ fn map_error(
     }
 }
 
+impl LoadError {
+    /// Says which capability is missing, if one is.
+    pub(super) fn not_permitted() -> Self {
+        Self::NotPermitted(missing_capabilities().unwrap_or_else(|| {
+            "not permitted, though no capability is missing: by a security module, or outside the first user namespace"
+                .to_owned()
+        }))
+    }
+}
+
+/// Which of the capabilities that loading and attaching take are missing.
+fn missing_capabilities() -> Option<String> {
+    let effective = rustix::thread::capabilities(None).ok()?.effective;
+    let missing: Vec<_> = [
+        (CapabilitySet::BPF, "CAP_BPF"),
+        (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),
+        (CapabilitySet::PERFMON, "CAP_PERFMON"),
+    ]
+    .into_iter()
+    .filter(|(capability, _)| !effective.intersects(*capability | CapabilitySet::SYS_ADMIN))
+    .map(|(_, name)| name)
+    .collect();
+    (!missing.is_empty()).then(|| format!("{} missing", missing.join(", ")))
+}
+
 /// The cause of a chain of errors that an operator can act on.
 fn refused(error: &(dyn std::error::Error + 'static)) -> LoadError {
     let mut message = error.to_string();
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<io::Error>()
-            && error.raw_os_error() == Some(libc::EPERM)
+        // Without CAP_PERFMON the verifier itself refuses, with EACCES, as it does what is unsafe.
+        match error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::raw_os_error)
         {
-            return LoadError::NotPermitted;
+            Some(libc::EPERM) => return LoadError::not_permitted(),
+            Some(libc::EACCES) if missing_capabilities().is_some() => {
+                return LoadError::not_permitted();
+            }
+            _ => {}
         }
         message = error.to_string();
         cause = error.source();
