@@ -1,0 +1,171 @@
+//! Frames from ordinary sockets, which have hardly any room to grow: on a veth device a frame is copied into a buffer of
+//! its own size, and what is left of its alignment differs from length to length.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use hickory_proto::{
+    op::{Edns, Message, Query, ResponseCode},
+    rr::{Name, RData, RecordType},
+};
+use peak_tests::{Namespace, Peak, join, pass, scratch};
+
+/// Lengths of a service's label: with the two namespaces, frames of every length modulo 64, and more.
+const LABELS: std::ops::RangeInclusive<usize> = 1..=63;
+const NAMESPACES: [&str; 2] = ["a", "aa"];
+const SERVERS: [&str; 2] = ["[fd00:10:1::1]:53", "10.1.0.1:53"];
+
+/// The two addresses of the service with a label of `length` bytes in namespace `which`.
+fn addresses(which: usize, length: usize) -> (Ipv4Addr, Ipv6Addr) {
+    let (which, length) = (which as u8, length as u8);
+    (
+        Ipv4Addr::new(10, 96, which, length),
+        Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, which.into(), length.into()),
+    )
+}
+
+/// Services whose names are of all lengths.
+fn manifests() -> Result<String> {
+    let mut documents = String::new();
+    for (which, namespace) in NAMESPACES.iter().enumerate() {
+        for length in LABELS {
+            let (v4, v6) = addresses(which, length);
+            let name = "s".repeat(length);
+            write!(
+                documents,
+                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+                 spec: {{clusterIP: {v4}, clusterIPs: [{v4}, '{v6}'], ipFamilies: [IPv4, IPv6], \
+                 ports: [{{port: 80}}]}}\n"
+            )?;
+        }
+    }
+    Ok(documents)
+}
+
+/// One question, and the bytes that it took on the wire above Ethernet.
+fn ask(socket: &UdpSocket, name: &str, qtype: RecordType, edns: bool) -> Result<(Message, usize)> {
+    let mut query = Message::query();
+    query.metadata.recursion_desired = true;
+    query.add_query(Query::query(Name::from_ascii(name)?, qtype));
+    if edns {
+        let mut opt = Edns::new();
+        opt.set_max_payload(1232);
+        query.edns = Some(opt);
+    }
+    let bytes = query.to_vec()?;
+    socket.send(&bytes)?;
+    let mut buffer = [0; 1232];
+    let length = socket
+        .recv(&mut buffer)
+        .with_context(|| format!("no answer to {name} {qtype}, {} bytes", bytes.len()))?;
+    let reply = Message::from_vec(&buffer[..length])?;
+    assert_eq!(reply.metadata.id, query.metadata.id, "{name} {qtype}");
+    assert_eq!(reply.queries, query.queries, "{name} {qtype}");
+    assert_eq!(reply.edns.is_some(), edns, "{name} {qtype}");
+    Ok((reply, bytes.len()))
+}
+
+/// Every length, both families, both types, with and without OPT: each answered by the kernel.
+fn every_length(mode: &str) -> Result<()> {
+    let (client, node) = (Namespace::new("client")?, Namespace::new("node")?);
+    join((&client, "eth0"), (&node, "eth0"))?;
+    for (namespace, host) in [(&client, 2), (&node, 1)] {
+        namespace.address("eth0", &format!("fd00:10:1::{host}/64"))?;
+        namespace.address("eth0", &format!("10.1.0.{host}/24"))?;
+    }
+    let _pass = pass(&client, "eth0")?;
+    let folder = scratch()?;
+    fs::write(folder.path().join("services.yaml"), manifests()?)?;
+    let folder = folder
+        .path()
+        .to_str()
+        .context("a path of our own is UTF-8")?;
+    let mut arguments = vec![
+        "--manifests",
+        folder,
+        "--interface",
+        "eth0",
+        "--xdp",
+        mode,
+        "--zone",
+        "cluster.local",
+    ];
+    for server in SERVERS {
+        arguments.extend(["--listen", server]);
+    }
+    let peak = Peak::start(&node, arguments)?;
+
+    let before = peak.status()?.counted();
+    let mut asked = 0;
+    for server in SERVERS {
+        let server: SocketAddr = server.parse()?;
+        for edns in [false, true] {
+            let mut remainders = BTreeSet::new();
+            client.run(|| -> Result<()> {
+                let any = if server.is_ipv6() {
+                    "[::]:0"
+                } else {
+                    "0.0.0.0:0"
+                };
+                let socket = UdpSocket::bind(any)?;
+                socket.connect(server)?;
+                socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+                for (which, namespace) in NAMESPACES.iter().enumerate() {
+                    for length in LABELS {
+                        let name = format!("{}.{namespace}.svc.cluster.local.", "s".repeat(length));
+                        let (v4, v6) = addresses(which, length);
+                        for (qtype, address) in [
+                            (RecordType::A, IpAddr::V4(v4)),
+                            (RecordType::AAAA, IpAddr::V6(v6)),
+                        ] {
+                            let (reply, bytes) = ask(&socket, &name, qtype, edns)?;
+                            assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
+                            let answers: Vec<_> = reply
+                                .answers
+                                .iter()
+                                .map(|record| match &record.data {
+                                    RData::A(a) => IpAddr::V4(a.0),
+                                    RData::AAAA(aaaa) => IpAddr::V6(aaaa.0),
+                                    other => panic!("{name} {qtype}: {other:?}"),
+                                })
+                                .collect();
+                            assert_eq!(answers, [address], "{name} {qtype}");
+                            remainders.insert(bytes % 64);
+                            asked += 1;
+                        }
+                    }
+                }
+                Ok(())
+            })?;
+            assert_eq!(remainders.len(), 64, "not every length was asked");
+        }
+    }
+
+    let after = peak.status()?.counted();
+    assert_eq!(
+        after.kernel - before.kernel,
+        asked,
+        "the kernel did not answer each"
+    );
+    assert_eq!(
+        after.fallback, before.fallback,
+        "the fallback answered some"
+    );
+    Ok(())
+}
+
+#[test]
+fn the_kernel_answers_frames_of_every_length_in_native_mode() -> Result<()> {
+    every_length("native")
+}
+
+#[test]
+fn the_kernel_answers_frames_of_every_length_in_generic_mode() -> Result<()> {
+    every_length("generic")
+}
