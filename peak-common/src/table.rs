@@ -147,7 +147,7 @@ pub fn find<'t, T: Tables>(
             let Some(record) = record(tables, candidate) else {
                 return Found::AskFallback;
             };
-            // Another name of the same tag, by a chance of one in 2³²: which it hides, the fallback knows.
+            // Another name of the same bucket and tag is as rare as the hash is long; the fallback knows what it hides.
             return if record.head.name_length() == name.length
                 && name.matches(buffer, |i| record.name_word(i))
             {
