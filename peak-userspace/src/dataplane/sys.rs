@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    ptr,
 };
 
 /// `union bpf_attr` for commands on elements (`linux/bpf.h`).
@@ -33,15 +34,18 @@ const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 
-fn element(command: libc::c_long, map: impl AsFd, key: u32, value: u32) -> io::Result<()> {
+/// Without a value there must be no pointer to one: the kernel wants zeros in what a command does not take.
+fn element(command: libc::c_long, map: impl AsFd, key: u32, value: Option<u32>) -> io::Result<()> {
     let attributes = ElementCommand {
         map: map.as_fd().as_raw_fd() as u32,
         reserved: 0,
         key: (&raw const key).expose_provenance() as u64,
-        value: (&raw const value).expose_provenance() as u64,
+        value: value
+            .as_ref()
+            .map_or(0, |value| ptr::from_ref(value).expose_provenance() as u64),
         flags: 0,
     };
-    // SAFETY: the kernel reads as many bytes of the attributes as it is told of, and 4 each of key and value,
+    // SAFETY: the kernel reads as many bytes of the attributes as it is told of, and 4 each of key and value (if any),
     // all of which live until it returns.
     let result = unsafe {
         libc::syscall(
@@ -65,13 +69,13 @@ pub(super) fn put_map(outer: impl AsFd, key: u32, inner: impl AsFd) -> io::Resul
         BPF_MAP_UPDATE_ELEM,
         outer,
         key,
-        inner.as_fd().as_raw_fd() as u32,
+        Some(inner.as_fd().as_raw_fd() as u32),
     )
 }
 
 /// Empties slot `key`, and waits as [`put_map`] does.
 pub(super) fn remove_map(outer: impl AsFd, key: u32) -> io::Result<()> {
-    element(BPF_MAP_DELETE_ELEM, outer, key, 0)
+    element(BPF_MAP_DELETE_ELEM, outer, key, None)
 }
 
 /// Makes an array of one 4-byte value, or of one map like `inner`.
