@@ -155,30 +155,3 @@ impl GracePeriods {
         sys::put_map(&self.outer, 0, &self.inner)
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::super::loader::{Kernel, LoadOptions};
-    use super::*;
-
-    /// Needs root, as every test that loads the program does.
-    #[test]
-    fn segments_come_and_go_and_are_zeros_each_time() {
-        let Kernel { mut memory, .. } = Kernel::load(LoadOptions::default()).unwrap();
-        for (region, slot) in [(Region::Index, 0), (Region::Heap, 4095)] {
-            assert!(memory.segment(region, slot).is_none());
-            memory.remove_segment(region, slot).unwrap_err();
-            for _ in 0..2 {
-                memory.add_segment(region, slot).unwrap();
-                memory.add_segment(region, slot).unwrap_err();
-                let word = &memory.segment(region, slot).unwrap().0[7];
-                assert_eq!(word.load(), 0);
-                word.store(7);
-                memory.barrier().unwrap();
-                memory.remove_segment(region, slot).unwrap();
-                assert!(memory.segment(region, slot).is_none());
-            }
-        }
-        memory.add_segment(Region::Heap, 4096).unwrap_err();
-    }
-}
