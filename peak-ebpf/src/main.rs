@@ -28,13 +28,18 @@ use peak_common::{
 
 use crate::{maps::Maps, xdp_packet::XdpPacket};
 
+// What the loader replaces is in a section of its own: constants of one value are otherwise merged into one, and a
+// replaced value would be that of others, such as an array's key 0, too.
+
 /// Of how many packets one is logged with its verdict; 0: none. Set when the program is loaded, so that the
 /// verifier removes the branch.
+#[unsafe(link_section = ".rodata.loaded")]
 #[unsafe(no_mangle)]
 static LOG_ONE_IN: u32 = 0;
 
 /// What [`respond::respond`] gets for every random draw, less one; 0: a real draw. For tests that compare
 /// the program with the same function on the host.
+#[unsafe(link_section = ".rodata.loaded")]
 #[unsafe(no_mangle)]
 static FIXED_DRAW: u32 = 0;
 
