@@ -13,7 +13,7 @@ mod xdp;
 
 pub use self::{
     dns::ask,
-    namespace::{Namespace, join, scratch},
+    namespace::{Namespace, Net, join, scratch},
     peak::{Counted, Fallback, Interface, Peak, SnapshotSize, Status, give_away},
     pod::Pod,
     process::{Running, program},

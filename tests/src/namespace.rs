@@ -257,6 +257,33 @@ fn remove(name: &str) {
     let _ = fs::remove_dir(OVERLAYS);
 }
 
+/// A client and a node with an `eth0` each, joined, with addresses of both families.
+pub struct Net {
+    /// fd00:10:1::2 and 10.1.0.2.
+    pub client: Namespace,
+    /// [`Net::SERVERS`].
+    pub node: Namespace,
+}
+
+impl Net {
+    /// The node's addresses.
+    pub const SERVERS: [&str; 2] = ["fd00:10:1::1", "10.1.0.1"];
+
+    /// Makes both.
+    ///
+    /// # Errors
+    /// As [`Namespace::new`] and [`join`].
+    pub fn new() -> Result<Self> {
+        let (client, node) = (Namespace::new("client")?, Namespace::new("node")?);
+        join((&client, "eth0"), (&node, "eth0"))?;
+        for (namespace, host) in [(&client, 2), (&node, 1)] {
+            namespace.address("eth0", &format!("fd00:10:1::{host}/64"))?;
+            namespace.address("eth0", &format!("10.1.0.{host}/24"))?;
+        }
+        Ok(Self { client, node })
+    }
+}
+
 /// A folder that goes with its guard, or with the sweep after a killed process.
 ///
 /// # Errors

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use hickory_proto::{op::ResponseCode, rr::RecordType};
-use peak_tests::{Namespace, Peak, ask, eventually, join, pass, program, scratch};
+use peak_tests::{Namespace, Net, Peak, ask, eventually, join, pass, program, scratch};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -64,28 +64,11 @@ fn complaint(output: &Output) -> String {
     complaint
 }
 
-/// A client and a node, joined.
-struct Net {
-    client: Namespace,
-    node: Namespace,
-}
-
 const SERVERS: [&str; 2] = ["[fd00:10:1::1]:53", "10.1.0.1:53"];
 
-impl Net {
-    fn new() -> Result<Self> {
-        let (client, node) = (Namespace::new("client")?, Namespace::new("node")?);
-        join((&client, "eth0"), (&node, "eth0"))?;
-        for (namespace, host) in [(&client, 2), (&node, 1)] {
-            namespace.address("eth0", &format!("fd00:10:1::{host}/64"))?;
-            namespace.address("eth0", &format!("10.1.0.{host}/24"))?;
-        }
-        Ok(Self { client, node })
-    }
-
-    fn programs(&self) -> Result<Value> {
-        Ok(self.node.link("eth0")?["xdp"].clone())
-    }
+/// The XDP program on the node's interface.
+fn programs(net: &Net) -> Result<Value> {
+    Ok(net.node.link("eth0")?["xdp"].clone())
 }
 
 #[test]
@@ -240,10 +223,10 @@ fn answers_in(mode: &str) -> Result<()> {
     assert!(format!("{:?}", reply.answers).contains("fd00:10:244:9::9"));
     assert_eq!(peak.lookup(WEB, "AAAA")?["in_kernel"], true);
 
-    assert!(!net.programs()?.is_null());
+    assert!(!programs(&net)?.is_null());
     peak.process().signal(Signal::TERM)?;
     assert!(peak.process().wait(LIMIT)?.success());
-    assert!(net.programs()?.is_null(), "{:?}", net.programs());
+    assert!(programs(&net)?.is_null(), "{:?}", programs(&net));
     Ok(())
 }
 
@@ -337,7 +320,7 @@ fn what_is_in_the_way_is_named_and_nothing_left_attached() -> Result<()> {
         for named in named {
             assert!(complaint.contains(named), "{named} is not in {complaint}");
         }
-        assert!(net.programs()?.is_null());
+        assert!(programs(&net)?.is_null());
         assert!(!admin.exists());
         Ok(())
     };
@@ -385,7 +368,7 @@ fn another_program_on_the_interface_is_left_alone() -> Result<()> {
     let folder = manifests()?;
     let admin = folder.path().join("admin.sock");
     let _theirs = pass(&net.node, "eth0")?;
-    let before = net.programs()?;
+    let before = programs(&net)?;
     for mode in ["auto", "native", "generic"] {
         let output = peak(
             &net.node,
@@ -410,7 +393,7 @@ fn another_program_on_the_interface_is_left_alone() -> Result<()> {
             complaint.contains("eth0") && complaint.contains(&format!("number {id};")),
             "{complaint}"
         );
-        assert_eq!(net.programs()?, before);
+        assert_eq!(programs(&net)?, before);
     }
     Ok(())
 }

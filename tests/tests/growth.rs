@@ -14,7 +14,7 @@ use hickory_proto::{
     op::{Edns, Message, Query, ResponseCode},
     rr::{Name, RData, RecordType},
 };
-use peak_tests::{Namespace, Peak, join, pass, scratch};
+use peak_tests::{Net, Peak, pass, scratch};
 
 /// Lengths of a service's label: with the two namespaces, frames of every length modulo 64, and more.
 const LABELS: std::ops::RangeInclusive<usize> = 1..=63;
@@ -73,12 +73,7 @@ fn ask(socket: &UdpSocket, name: &str, qtype: RecordType, edns: bool) -> Result<
 
 /// Every length, both families, both types, with and without OPT: each answered by the kernel.
 fn every_length(mode: &str) -> Result<()> {
-    let (client, node) = (Namespace::new("client")?, Namespace::new("node")?);
-    join((&client, "eth0"), (&node, "eth0"))?;
-    for (namespace, host) in [(&client, 2), (&node, 1)] {
-        namespace.address("eth0", &format!("fd00:10:1::{host}/64"))?;
-        namespace.address("eth0", &format!("10.1.0.{host}/24"))?;
-    }
+    let Net { client, node } = Net::new()?;
     let _pass = pass(&client, "eth0")?;
     let folder = scratch()?;
     fs::write(folder.path().join("services.yaml"), manifests()?)?;

@@ -3,9 +3,8 @@
 use std::{collections::BTreeSet, fmt::Write as _, fs, process::Command};
 
 use anyhow::{Context, Result, ensure};
-use peak_tests::{Namespace, Peak, join, pass, scratch};
+use peak_tests::{Namespace, Net, Peak, pass, scratch};
 
-const SERVERS: [&str; 2] = ["fd00:10:1::1", "10.1.0.1"];
 /// Endpoints of a service whose answer fits neither UDP nor, at 28 bytes each, a frame.
 const LARGE: usize = 300;
 
@@ -83,12 +82,7 @@ fn manifests() -> Result<String> {
 }
 
 fn tools_in(mode: &str) -> Result<()> {
-    let (client, node) = (Namespace::new("client")?, Namespace::new("node")?);
-    join((&client, "eth0"), (&node, "eth0"))?;
-    for (namespace, host) in [(&client, 2), (&node, 1)] {
-        namespace.address("eth0", &format!("fd00:10:1::{host}/64"))?;
-        namespace.address("eth0", &format!("10.1.0.{host}/24"))?;
-    }
+    let Net { client, node } = Net::new()?;
     let _pass = pass(&client, "eth0")?;
     let folder = scratch()?;
     fs::write(folder.path().join("services.yaml"), manifests()?)?;
@@ -129,7 +123,7 @@ fn tools_in(mode: &str) -> Result<()> {
             ][..],
         ),
     ] {
-        for server in SERVERS {
+        for server in Net::SERVERS {
             for option in options {
                 for name in ["web.shop.svc.cluster.local", "wEb.ShOp.sVc.ClUsTeR.lOcAl"] {
                     let before = peak.status()?.counted();
