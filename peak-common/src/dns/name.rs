@@ -1,7 +1,7 @@
 //! The name of a question.
 
 use crate::{
-    abi::{Control, MAX_NAME, MAX_ZONES, NAME_WORDS, Zone},
+    abi::{Control, MAX_ZONES, NAME_WORDS, Zone},
     hash,
     net::checksum,
     packet::Packet,
@@ -288,7 +288,6 @@ impl Name {
             ancestor.put(i, word);
             hash = hash::add_word(hash, word, keep, keys(control, i));
         }
-        debug_assert!(length <= MAX_NAME);
         Self {
             length: forget(length, self.hash) & 0xff,
             hash,
