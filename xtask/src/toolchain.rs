@@ -103,13 +103,12 @@ pub(crate) fn install_nightly(components: &[&str]) -> Result<()> {
 }
 
 fn has_components<'a>(mut wanted: impl Iterator<Item = &'a &'a str>) -> bool {
-    let list = process::output(Command::new("rustup").args([
-        "component",
-        "list",
-        "--installed",
-        "--toolchain",
-        NIGHTLY,
-    ]));
+    let list = process::output(
+        Command::new("rustup")
+            .args(["component", "list", "--installed", "--toolchain", NIGHTLY])
+            // Asked about a toolchain that is not there, rustup would fetch it, and nobody would see why this takes so long.
+            .env("RUSTUP_AUTO_INSTALL", "0"),
+    );
     // A line is the component's name, with the host's triple behind it where there is one a host.
     list.is_some_and(|list| {
         wanted.all(|component| list.lines().any(|line| line.starts_with(component)))
