@@ -37,14 +37,14 @@ use crate::{maps::Maps, xdp_packet::XdpPacket};
 #[unsafe(no_mangle)]
 static LOG_ONE_IN: u32 = 0;
 
-/// What [`respond::respond`] gets for every random draw, less one; 0: a real draw. For tests that compare
+/// What [`respond::respond`] gets for every random draw, plus one; 0: a real draw. For tests that compare
 /// the program with the same function on the host.
 #[unsafe(link_section = ".rodata.loaded")]
 #[unsafe(no_mangle)]
-static FIXED_DRAW: u32 = 0;
+static FIXED_DRAW: u64 = 0;
 
 /// A constant of the loader's.
-fn loaded(constant: &'static u32) -> u32 {
+fn loaded<T: Copy>(constant: &'static T) -> T {
     // SAFETY: a static is valid and aligned; volatile, because the loader replaces its value.
     unsafe { core::ptr::read_volatile(constant) }
 }
@@ -53,7 +53,7 @@ fn draw() -> u32 {
     match loaded(&FIXED_DRAW) {
         // SAFETY: the helper has no preconditions.
         0 => unsafe { bpf_get_prandom_u32() },
-        fixed => fixed - 1,
+        fixed => (fixed - 1) as u32,
     }
 }
 

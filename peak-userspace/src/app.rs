@@ -109,7 +109,8 @@ impl Agent {
 
         let attaches = config.xdp != XdpMode::Off && !named.is_empty();
         let dataplane = if attaches {
-            let dataplane = Dataplane::load(snapshot.zones(), recursion_available)?;
+            let dataplane =
+                Dataplane::load(snapshot.zones(), recursion_available, config.log_one_in)?;
             for interface in &named {
                 dataplane.attach(interface, config.xdp)?;
             }
@@ -124,6 +125,7 @@ impl Agent {
             dataplane,
             fallback: fallback.counters(),
             interfaces: config.interfaces.clone(),
+            drain: CancellationToken::new(),
         };
         Ok(Self {
             state: Arc::new(state),
@@ -154,9 +156,8 @@ impl Agent {
         for address in fallback.local_addrs() {
             info!(%address, "listening");
         }
-        let drain = CancellationToken::new();
         let mut answering =
-            tokio::spawn(fallback.serve(Arc::clone(&state.snapshot), drain.clone()));
+            tokio::spawn(fallback.serve(Arc::clone(&state.snapshot), state.drain.clone()));
         let updates = spawn(update(source, Arc::clone(&state)));
         let commands = spawn(admin.serve(Arc::clone(&state)));
         let following = spawn(watch.follow(Arc::clone(&state)));
@@ -173,10 +174,10 @@ impl Agent {
         };
 
         signals.end_at_once();
+        state.drain.cancel();
         if let Some(dataplane) = &state.dataplane {
             dataplane.detach();
         }
-        drain.cancel();
         if !answering.is_finished() {
             answering.await.context("the fallback failed")??;
         }
@@ -195,7 +196,7 @@ async fn update(mut source: Source, state: Arc<State>) -> Result<()> {
         if let Some(dataplane) = &state.dataplane {
             block_in_place(|| dataplane.apply(&snapshot, &changes));
         }
-        let first = !state.ready();
+        let first = !state.snapshot.load().complete();
         let (generation, names) = (snapshot.generation(), snapshot.name_count());
         state.snapshot.store(Arc::new(snapshot));
         let took = began.elapsed();

@@ -1,9 +1,10 @@
 //! What was typed. What it means is [`crate::config`]'s affair.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, env, ffi::OsString, path::PathBuf};
 
 use clap::{
     ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
+    builder::{OsStringValueParser, TypedValueParser},
     parser::ValueSource,
 };
 
@@ -59,7 +60,7 @@ Examples:
   peak run --config /etc/peak/peak.toml --upstream 192.0.2.53:53 --upstream corp.example=[2001:db8::53]:53")]
 pub struct RunArgs {
     /// Folder of Service and EndpointSlice manifests (.yaml, .yml, .json), read with its subfolders and watched
-    #[arg(long, value_name = "DIR", env = "PEAK_MANIFESTS")]
+    #[arg(long, value_name = "DIR", env = "PEAK_MANIFESTS", value_parser = path())]
     pub manifests: Option<PathBuf>,
     /// Network interface on which the kernel answers; may be given several times
     #[arg(long, value_name = "IF", env = "PEAK_INTERFACE", value_delimiter = ',')]
@@ -103,13 +104,17 @@ pub struct RunArgs {
     #[arg(long, value_name = "SECONDS", env = "PEAK_TTL")]
     pub ttl: Option<String>,
     /// Unix socket for `peak status` and its like [default: /run/peak/admin.sock]
-    #[arg(long, value_name = "SOCKET", env = "PEAK_ADMIN")]
+    #[arg(long, value_name = "SOCKET", env = "PEAK_ADMIN", value_parser = path())]
     pub admin: Option<PathBuf>,
     /// Where to serve /metrics, /healthz and /readyz over HTTP [default: nowhere]
     #[arg(long, value_name = "ADDRESS:PORT", env = "PEAK_METRICS")]
     pub metrics: Option<String>,
+    /// Log one of so many packets with what the kernel program made of it; each costs the kernel some microseconds.
+    /// 0: none, at no cost [default: 0]
+    #[arg(long, value_name = "N", env = "PEAK_LOG_ONE_IN")]
+    pub log_one_in: Option<String>,
     /// TOML file with any of these settings
-    #[arg(long, value_name = "FILE", env = "PEAK_CONFIG")]
+    #[arg(long, value_name = "FILE", env = "PEAK_CONFIG", value_parser = path())]
     pub config: Option<PathBuf>,
     /// The settings that came from the environment, for messages.
     #[arg(skip)]
@@ -193,9 +198,18 @@ pub enum Switch {
 impl Cli {
     /// Reads the command line and the environment. Ends the process, with usage and status 2, if they make no sense.
     pub fn read() -> Self {
-        let matches = Self::command().get_matches();
-        Self::from_matches(&matches)
-            .unwrap_or_else(|error| error.format(&mut Self::command()).exit())
+        Self::of(env::args_os()).unwrap_or_else(|error| error.exit())
+    }
+
+    /// Reads a command line, program's name first, and the environment.
+    ///
+    /// # Errors
+    /// They make no sense; or help or the version is asked for.
+    pub fn of<W: Into<OsString> + Clone>(
+        words: impl IntoIterator<Item = W>,
+    ) -> Result<Self, clap::Error> {
+        let matches = Self::command().try_get_matches_from(words)?;
+        Self::from_matches(&matches).map_err(|error| error.format(&mut Self::command()))
     }
 
     fn from_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
@@ -213,6 +227,11 @@ impl Cli {
         }
         Ok(cli)
     }
+}
+
+/// A path. An empty one, such as a variable that is set to nothing, is not given.
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 /// A record type as it is written: `AAAA`, `TYPE65`.
@@ -234,7 +253,7 @@ mod tests {
     use super::*;
 
     fn read(line: &str) -> Result<Cli, clap::Error> {
-        Cli::from_matches(&Cli::command().try_get_matches_from(line.split_whitespace())?)
+        Cli::of(line.split_whitespace())
     }
 
     #[test]

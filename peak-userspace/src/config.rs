@@ -76,6 +76,8 @@ pub struct RunConfig {
     pub admin: PathBuf,
     /// Where to serve metrics and health over HTTP, if anywhere.
     pub metrics: Option<SocketAddr>,
+    /// One of so many packets is logged by the kernel's program; 0: none.
+    pub log_one_in: u32,
 }
 
 /// Why settings can't be used.
@@ -172,6 +174,14 @@ impl RunConfig {
             admin: path(&arguments.admin, "admin", &keys.admin)?
                 .unwrap_or_else(|| DEFAULT_ADMIN.into()),
             metrics: settings.one(arguments.metrics.iter(), "metrics", &keys.metrics, address)?,
+            log_one_in: settings
+                .one(
+                    arguments.log_one_in.iter(),
+                    "log-one-in",
+                    &keys.log_one_in,
+                    one_in,
+                )?
+                .unwrap_or_default(),
         };
         config.fits_together()
     }
@@ -309,6 +319,7 @@ struct Keys {
     ttl: Key,
     admin: Key,
     metrics: Key,
+    log_one_in: Key,
 }
 
 #[derive(Debug, Deserialize)]
@@ -428,6 +439,15 @@ fn ttl(text: &str) -> Result<u32, String> {
     seconds.ok_or_else(|| format!("is no number of seconds from 0 to {MAX_TTL}"))
 }
 
+fn one_in(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| {
+        format!(
+            "is no number from 0 to {}: 1000 logs one packet in 1000, 0 none",
+            u32::MAX
+        )
+    })
+}
+
 fn upstream(text: &str) -> Result<Upstream, String> {
     let upstream = Upstream::from_str(text).map_err(|error| error.to_string())?;
     match upstream.address {
@@ -480,8 +500,8 @@ mod tests {
         );
         assert_eq!(config.zones, [Name::parse("cluster.local").unwrap()]);
         assert_eq!(
-            (config.xdp, config.ttl, config.metrics),
-            (XdpMode::Auto, 5, None)
+            (config.xdp, config.ttl, config.metrics, config.log_one_in),
+            (XdpMode::Auto, 5, None, 0)
         );
         assert_eq!(config.admin, Path::new("/run/peak/admin.sock"));
         assert_eq!(config.upstreams, []);
@@ -523,6 +543,7 @@ forward-for = []
 ttl = 30
 admin = "/a"
 metrics = "127.0.0.1:9153"
+log-one-in = 1000
 "#,
         );
         let config = RunConfig::from(&arguments).unwrap();
@@ -547,6 +568,7 @@ metrics = "127.0.0.1:9153"
             ttl: 30,
             admin: "/a".into(),
             metrics: Some("127.0.0.1:9153".parse().unwrap()),
+            log_one_in: 1000,
         };
         assert_eq!(config, expected);
     }
@@ -713,6 +735,13 @@ metrics = "127.0.0.1:9153"
                     ..typed()
                 },
                 "--metrics 9153: is not ADDRESS:PORT",
+            ),
+            (
+                RunArgs {
+                    log_one_in: Some("often".into()),
+                    ..typed()
+                },
+                "--log-one-in often: is no number from 0 to",
             ),
             (
                 RunArgs {

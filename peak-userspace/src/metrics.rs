@@ -64,6 +64,8 @@ pub async fn serve(listener: TcpListener, state: Arc<State>) -> Result<()> {
     let ready = move || async move {
         if state.ready() {
             (StatusCode::OK, "ready\n")
+        } else if state.drain.is_cancelled() {
+            (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
         } else {
             (
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -112,7 +114,7 @@ impl Metrics<'_> {
         let flag = |is: bool| f64::from(u8::from(is));
         self.gauge(
             "ready",
-            "Whether the first complete snapshot is served.",
+            "Whether the first complete snapshot is served and the agent is not draining.",
             None,
             flag(status.ready),
         )?;

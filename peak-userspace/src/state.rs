@@ -14,6 +14,7 @@ use domain::{
     rdata::AllRecordData,
 };
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     dataplane::{
@@ -39,12 +40,14 @@ pub struct State {
     pub fallback: Arc<Counters>,
     /// The interfaces that were named.
     pub interfaces: Vec<String>,
+    /// Cancelled when the agent is to end: what is under way is answered still, and nothing new should come.
+    pub drain: CancellationToken,
 }
 
 /// What `peak status` says. Its fields are the keys of `--output json`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
-    /// The first complete snapshot is served, by the kernel too.
+    /// The first complete snapshot is served, by the kernel too, and the agent is not about to end.
     pub ready: bool,
     /// The agent's version.
     pub version: &'static str,
@@ -103,10 +106,10 @@ pub struct LookupResult {
 }
 
 impl State {
-    /// Whether the first complete snapshot is in force.
+    /// Whether queries should come here: the first complete snapshot is in force, and the agent is not draining.
     #[must_use]
     pub fn ready(&self) -> bool {
-        self.snapshot.load().complete()
+        self.snapshot.load().complete() && !self.drain.is_cancelled()
     }
 
     /// How old the snapshot is; nothing before the first.
@@ -128,7 +131,7 @@ impl State {
     pub fn status(&self) -> io::Result<Status> {
         let snapshot = self.snapshot.load();
         Ok(Status {
-            ready: snapshot.complete(),
+            ready: self.ready(),
             version: env!("CARGO_PKG_VERSION"),
             zones: snapshot
                 .zones()

@@ -49,6 +49,18 @@ fn dig(namespace: &Namespace, server: SocketAddr, arguments: &[&str]) -> Result<
     Ok(lines.join(" "))
 }
 
+/// What an HTTP server says, head and body.
+fn get(namespace: &Namespace, server: &str, path: &str) -> Result<String> {
+    let mut said = String::new();
+    let mut stream = namespace.run(|| TcpStream::connect(server))?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: peak\r\nConnection: close\r\n\r\n"
+    )?;
+    stream.read_to_string(&mut said)?;
+    Ok(said)
+}
+
 /// Runs `peak` to its end.
 fn peak(namespace: &Namespace, arguments: &[&str]) -> Result<Output> {
     let program = program("peak")?;
@@ -131,16 +143,7 @@ fn without_the_kernel_everything_is_answered_and_followed() -> Result<()> {
     })?;
     assert_eq!(peak.status()?.snapshot.generation, 2);
 
-    let get = |path: &str| -> Result<String> {
-        let mut said = String::new();
-        let mut stream = node.run(|| TcpStream::connect("127.0.0.1:9953"))?;
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: peak\r\nConnection: close\r\n\r\n"
-        )?;
-        stream.read_to_string(&mut said)?;
-        Ok(said)
-    };
+    let get = |path| get(&node, "127.0.0.1:9953", path);
     assert!(get("/healthz")?.starts_with("HTTP/1.1 200"));
     assert!(get("/readyz")?.starts_with("HTTP/1.1 200"));
     let metrics = get("/metrics")?;
@@ -238,6 +241,45 @@ fn native_mode_answers_in_the_kernel() -> Result<()> {
 #[test]
 fn generic_mode_answers_in_the_kernel() -> Result<()> {
     answers_in("generic")
+}
+
+#[test]
+fn packets_are_logged_if_asked_for() -> Result<()> {
+    const LINE: &str = "XDP program: interface eth0: answered AAAA NOERROR";
+    let net = Net::new()?;
+    let _pass = pass(&net.client, "eth0")?;
+    let folder = manifests()?;
+    for log_one_in in ["1", "0"] {
+        let mut peak = Peak::start(
+            &net.node,
+            [
+                "--manifests",
+                text(folder.path()),
+                "--interface",
+                "eth0",
+                "--log-one-in",
+                log_one_in,
+            ],
+        )?;
+        for _ in 0..10 {
+            net.client
+                .run(|| ask(SERVERS[0].parse()?, WEB, RecordType::AAAA))?;
+        }
+        assert_eq!(peak.status()?.counted().kernel, 10);
+        let lines = |peak: &mut Peak| peak.process().log().matches(LINE).count();
+        if log_one_in == "1" {
+            eventually("a line a query", LIMIT, || {
+                Ok((lines(&mut peak) == 10).then_some(()))
+            })?;
+        }
+        peak.process().signal(Signal::TERM)?;
+        assert!(peak.process().wait(LIMIT)?.success());
+        let expected = if log_one_in == "1" { 10 } else { 0 };
+        assert_eq!(lines(&mut peak), expected);
+        let said = peak.process().log().matches("XDP program: ").count();
+        assert!(log_one_in == "1" || said == 0, "{}", peak.process().log());
+    }
+    Ok(())
 }
 
 #[test]
@@ -359,6 +401,25 @@ fn what_is_in_the_way_is_named_and_nothing_left_attached() -> Result<()> {
         &["127.0.0.1:9953", "--metrics"],
     )?;
     drop(metrics);
+
+    // A process of this personality is told that the kernel is a Linux 2.6.
+    let arguments = ["--interface", "eth0", "--manifests", text(folder.path())];
+    let old = net.node.run(|| {
+        Command::new("setarch")
+            .arg("--uname-2.6")
+            .arg(program("peak")?)
+            .arg("run")
+            .args(arguments)
+            .args(["--admin", text(&admin)])
+            .output()
+            .context("setarch, of util-linux")
+    })?;
+    assert_eq!(old.status.code(), Some(1), "{old:?}");
+    for named in ["too old", "5.18", "this is 2.6.", "--xdp off"] {
+        assert!(complaint(&old).contains(named), "{old:?}");
+    }
+    assert!(programs(&net)?.is_null());
+    assert!(!admin.exists());
     Ok(())
 }
 
@@ -464,8 +525,11 @@ fn one_signal_drains_and_a_second_one_ends_at_once() -> Result<()> {
             "[::1]:53",
             "--upstream",
             "[::1]:5353",
+            "--metrics",
+            "[::1]:9953",
         ],
     )?;
+    assert!(get(&node, "[::1]:9953", "/readyz")?.starts_with("HTTP/1.1 200"));
     let client = node.run(|| UdpSocket::bind("[::1]:0"))?;
     // QUERY with RD for `a.` AAAA IN.
     let query = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x00\x00\x1c\x00\x01";
@@ -477,6 +541,13 @@ fn one_signal_drains_and_a_second_one_ends_at_once() -> Result<()> {
     eventually("the drain to begin", LIMIT, || {
         Ok(peak.process().log().contains("draining").then_some(()))
     })?;
+    // Load balancers stop sending, while what is under way is finished.
+    eventually("the agent to be unready", LIMIT, || {
+        let ready = get(&node, "[::1]:9953", "/readyz")?;
+        Ok((ready.starts_with("HTTP/1.1 503") && ready.contains("draining")).then_some(()))
+    })?;
+    assert!(get(&node, "[::1]:9953", "/healthz")?.starts_with("HTTP/1.1 200"));
+    assert!(!peak.status()?.ready);
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(peak.process().ended()?, None);
     peak.process().signal(Signal::TERM)?;

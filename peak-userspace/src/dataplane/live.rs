@@ -12,7 +12,6 @@ use std::{
 
 use anyhow::{Context, Result};
 use aya_log::EbpfLogger;
-use log::Log;
 use peak_common::abi::Control;
 use tokio::io::{Interest, unix::AsyncFd};
 use tracing::warn;
@@ -22,7 +21,7 @@ use super::{
     attach::{AttachError, Attachments, InterfaceFigures, Mode},
     compile::Table,
     kernel::{GracePeriods, KernelMemory},
-    loader::{Kernel, LoadOptions},
+    loader::{Kernel, LoadOptions, Words},
     memory::Memory,
     table::{Stats, Writer},
 };
@@ -45,15 +44,19 @@ pub struct Dataplane {
 }
 
 impl Dataplane {
-    /// Loads the program with an empty table. It is attached to nothing yet. What it logs is told in a task.
+    /// Loads the program with an empty table. It is attached to nothing yet. What it logs, of one packet in
+    /// `log_one_in` among others, is told in a task.
     ///
     /// # Errors
     /// The kernel refuses, or the zones don't fit.
-    pub fn load(zones: &[Zone], recursion_available: bool) -> Result<Arc<Self>> {
+    pub fn load(zones: &[Zone], recursion_available: bool, log_one_in: u32) -> Result<Arc<Self>> {
         let Kernel {
             memory,
             mut program,
-        } = Kernel::load(LoadOptions::default())?;
+        } = Kernel::load(LoadOptions {
+            log_one_in,
+            ..LoadOptions::default()
+        })?;
         // SAFETY: the logger owns its descriptor, and neither closes nor replaces it while it lives.
         let log = unsafe { AsyncFd::register_with_interest(program.log()?, Interest::READABLE) }
             .context("can't read what the kernel program logs")?;
@@ -151,8 +154,8 @@ impl Dataplane {
     }
 }
 
-/// Hands what the program logs to the agent's log: half-written replies that it had to drop, for one.
-async fn tell(mut log: AsyncFd<EbpfLogger<&'static dyn Log>>) {
+/// Hands what the program logs to the agent's log: packets that are sampled, half-written replies that it had to drop.
+async fn tell(mut log: AsyncFd<EbpfLogger<Words>>) {
     while let Ok(mut ready) = log.readable_mut().await {
         ready.get_inner_mut().flush();
         ready.clear_ready();

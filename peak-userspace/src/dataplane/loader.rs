@@ -9,16 +9,18 @@ use aya::{
     util::nr_cpus,
 };
 use aya_log::EbpfLogger;
-use log::Log;
+use log::{Level, Log, Metadata, Record};
 use peak_common::{
     abi::{
         COUNTERS, Control, Counters, HEAP_SEGMENTS, INDEX_SLOTS, Interface, MAX_INTERFACES,
         SERVED_SLOTS, Segment, Served,
     },
     table::Tables,
+    verdict::Verdict,
 };
-use rustix::thread::CapabilitySet;
+use rustix::{system::uname, thread::CapabilitySet};
 use thiserror::Error;
+use tracing::{error, info};
 
 use super::{
     kernel::{GracePeriods, KernelMemory, Segments},
@@ -29,6 +31,9 @@ use super::{
 /// The compiled program, GPL-compatible for the kernel's sake.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/peak-ebpf"));
 
+/// The first kernel with programs for frames in several buffers (`BPF_F_XDP_HAS_FRAGS`): major and minor.
+const OLDEST_KERNEL: (u32, u32) = (5, 18);
+
 /// Why the program is not in the kernel.
 #[derive(Debug, Error)]
 pub enum LoadError {
@@ -37,8 +42,16 @@ pub enum LoadError {
         "the kernel refused to load or attach the program: {0} (run as root, or with the systemd unit in deploy/)"
     )]
     NotPermitted(String),
-    /// The verifier said no, or the kernel is too old.
-    #[error("the kernel refused to load the program (Linux 5.18 or newer is needed): {0}")]
+    /// The kernel lacks what the program uses.
+    #[error(
+        "the kernel is too old: the XDP program needs Linux {major}.{minor} or newer, and this is {0}; boot a newer one, or \
+         let the fallback alone answer with --xdp off",
+        major = OLDEST_KERNEL.0,
+        minor = OLDEST_KERNEL.1
+    )]
+    TooOld(String),
+    /// The verifier said no, or something is missing.
+    #[error("the kernel refused to load the program: {0}")]
     Refused(String),
     /// A map of the program could not be used.
     #[error("map {name} of the XDP program")]
@@ -81,7 +94,11 @@ impl Kernel {
     /// # Errors
     /// [`LoadError`].
     pub fn load(options: LoadOptions) -> Result<Self, LoadError> {
-        let fixed_draw = options.fixed_draw.map_or(0, |draw| draw.saturating_add(1));
+        let release = uname().release().to_string_lossy().into_owned();
+        if version(&release).is_some_and(|version| version < OLDEST_KERNEL) {
+            return Err(LoadError::TooOld(release));
+        }
+        let fixed_draw = options.fixed_draw.map_or(0, |draw| u64::from(draw) + 1);
         let mut ebpf = EbpfLoader::new()
             .verifier_log_level(VerifierLogLevel::STATS)
             .override_global("LOG_ONE_IN", &options.log_one_in, true)
@@ -129,8 +146,9 @@ impl Program {
     ///
     /// # Errors
     /// The object logs nothing, or somebody has this already.
-    pub fn log(&mut self) -> Result<EbpfLogger<&'static dyn Log>, LoadError> {
-        EbpfLogger::init(&mut self.ebpf).map_err(|error| map_error("AYA_LOGS", error))
+    pub fn log(&mut self) -> Result<EbpfLogger<Words>, LoadError> {
+        EbpfLogger::init_with_logger(&mut self.ebpf, Words)
+            .map_err(|error| map_error("AYA_LOGS", error))
     }
 
     /// Counts the interface in `slot` from zero.
@@ -188,6 +206,60 @@ impl Tables for Kernel {
     fn served(&self, slot: u32) -> Option<&Served> {
         self.program.served.get(slot as usize)
     }
+}
+
+/// The program's lines, in the agent's log. It tells interfaces and verdicts by number: here they get their names.
+#[derive(Clone, Copy, Debug)]
+pub struct Words;
+
+impl Log for Words {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let line = in_words(&record.args().to_string(), interface_name);
+        match record.level() {
+            Level::Error => error!("XDP program: {line}"),
+            _ => info!("XDP program: {line}"),
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// `interface 2: verdict 3` as `interface eth0: answered AAAA NOERROR`; what looks otherwise, as it is.
+fn in_words(line: &str, name: impl Fn(u32) -> Option<String>) -> String {
+    let named = || {
+        let (interface, rest) = line.strip_prefix("interface ")?.split_once(": ")?;
+        let (rest, verdict) = rest.rsplit_once("verdict ")?;
+        let verdict = match Verdict::all().nth(verdict.parse().ok()?)? {
+            Verdict::Answered(query_type, outcome) => {
+                format!("answered {} {}", query_type.as_str(), outcome.as_str())
+            }
+            Verdict::Passed(reason) => format!("passed, {}", reason.as_str()),
+            Verdict::Aborted(reason) => format!("aborted, {}", reason.as_str()),
+        };
+        let interface = name(interface.parse().ok()?).unwrap_or_else(|| interface.to_owned());
+        Some(format!("interface {interface}: {rest}{verdict}"))
+    };
+    named().unwrap_or_else(|| line.to_owned())
+}
+
+fn interface_name(index: u32) -> Option<String> {
+    let socket = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        None,
+    )
+    .ok()?;
+    rustix::net::netdevice::index_to_name(socket, index).ok()
+}
+
+/// Major and minor of a kernel's release such as `6.18.44-fc`.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 fn segments(ebpf: &mut Ebpf, name: &'static str, slots: u32) -> Result<Segments, LoadError> {
@@ -268,4 +340,39 @@ fn refused(error: &(dyn std::error::Error + 'static)) -> LoadError {
         cause = error.source();
     }
     LoadError::Refused(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_compared_by_number() {
+        assert_eq!(version("6.18.44-fc-v669"), Some((6, 18)));
+        assert!(version("5.9.0") < version("5.18-rc1"));
+        assert_eq!(version("unknown"), None);
+    }
+
+    #[test]
+    fn what_the_program_logs_is_told_in_words() {
+        let told = |line: &str| in_words(line, |index| (index == 2).then(|| "eth0".to_owned()));
+        assert_eq!(
+            told("interface 2: verdict 3"),
+            "interface eth0: answered AAAA NOERROR"
+        );
+        assert_eq!(
+            told("interface 7: verdict 6"),
+            "interface 7: passed, not_ip"
+        );
+        let aborted = Verdict::all().count() - 1;
+        assert_eq!(
+            told(&format!(
+                "interface 2: dropped a half-written reply: verdict {aborted}"
+            )),
+            "interface eth0: dropped a half-written reply: aborted, table"
+        );
+        for line in ["interface 2: verdict 1000", "something else"] {
+            assert_eq!(told(line), line);
+        }
+    }
 }

@@ -180,7 +180,7 @@ fn name(text: &str) -> Name {
 
 impl Bench {
     fn new(rng: &mut Rng) -> Result<Self> {
-        let draw = rng.u32(..u32::MAX);
+        let draw = rng.u32(..);
         let Kernel { memory, program } = Kernel::load(LoadOptions {
             // Now and then, and with no reader: it must not change anything.
             log_one_in: 1000,
