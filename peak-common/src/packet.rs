@@ -18,9 +18,9 @@ pub enum Room {
 /// Why a frame was not resized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResizeError {
-    /// Its buffer cannot take as many bytes. The frame is unchanged.
+    /// Its buffer cannot take as many bytes, or it has parts that are not seen here. The frame is unchanged.
     NoRoom,
-    /// It was, and is not as long as it should be: it has parts that are not seen here.
+    /// It was, and is not as long as it should be.
     Length,
 }
 

@@ -93,7 +93,7 @@ closed_set! {
         AskFallback = "ask_fallback",
         /// The answer does not fit what the client takes, or the link.
         TooLarge = "too_large",
-        /// The frame's buffer cannot grow by as much.
+        /// The frame's buffer cannot grow by as much, or it has several parts.
         NoRoom = "no_room",
     }
 }

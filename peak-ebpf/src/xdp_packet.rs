@@ -3,7 +3,7 @@
 use core::{arch::asm, ptr};
 
 use aya_ebpf::{
-    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
 use peak_common::packet::{MAX_OFFSET, Packet, ResizeError, Room};
@@ -81,9 +81,13 @@ impl Packet for XdpPacket<'_> {
 
     #[inline(always)]
     fn make_room(&mut self, length: usize) -> Result<Room, ResizeError> {
+        // Of a frame in several parts, the helpers would resize the last.
+        // SAFETY: the context is the one that the kernel gave.
+        if unsafe { bpf_xdp_get_buff_len(self.ctx.ctx) } != self.len() as u64 {
+            return Err(ResizeError::NoRoom);
+        }
         let growth = length as i32 - self.len() as i32;
-        // SAFETY: the context is the one that the kernel gave; the pointers into the frame, which the helpers
-        // invalidate, are read anew before anything uses them.
+        // SAFETY: as above; the pointers into the frame, which the helpers invalidate, are read anew before anything uses them.
         let room = unsafe {
             if bpf_xdp_adjust_tail(self.ctx.ctx, growth) == 0 {
                 Room::Tail

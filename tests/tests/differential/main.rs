@@ -2,8 +2,9 @@
 //! both must come to the same verdict, and leave the same packet. And what they answer must be right.
 //!
 //! The kernel runs the program by BPF_PROG_TEST_RUN, as if the frame had come in on the loopback device (index 1), with
-//! ample room at the frame's tail. So it never lacks room here, and no frame has more than one part: [`PassReason::NoRoom`]
-//! is tested on the host alone, and [`AbortReason::Resized`] can't be reached by a frame of one part.
+//! ample room at the frame's tail. So it never lacks room for a frame of one part: that is tested on the host alone. Frames
+//! of several parts, which the host does not know, are tested in the kernel alone. [`AbortReason::Resized`] would take a
+//! kernel whose helpers do something else than they say.
 //!
 //! `PEAK_SEED=<number>` repeats a run.
 
@@ -58,6 +59,10 @@ const MTU: u64 = 1500;
 /// 4096 bytes without XDP_PACKET_HEADROOM and `struct skb_shared_info`.
 const HEADROOM: usize = 256;
 const LINEAR: usize = 4096 - HEADROOM - 320;
+// From linux/bpf.h.
+const XDP_ABORTED: u32 = 0;
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
 
 const ZONES: [&str; 4] = [
     "cluster.local",
@@ -67,6 +72,8 @@ const ZONES: [&str; 4] = [
     "a-zone-whose-name-takes-fifty-nine-bytes.on-the-wire.test",
     "x",
 ];
+/// RFC 7830, section 3.
+const OPTION_PADDING: u16 = 12;
 /// Services with addresses, numbered.
 const SERVICES: usize = 26;
 
@@ -290,7 +297,7 @@ impl Bench {
 
     /// What the program counted and did, and the frame that it left.
     fn in_kernel(&mut self, frame: &[u8]) -> Result<(Vec<usize>, u32, Vec<u8>)> {
-        let mut out = vec![0; LINEAR];
+        let mut out = vec![0; LINEAR.max(frame.len())];
         let result = self.program.xdp("peak")?.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),
@@ -319,11 +326,10 @@ impl Bench {
             [Some(verdict)],
             "the kernel's verdict, and the host's"
         );
-        // From linux/bpf.h.
         let wanted = match Verdict::kind(verdict.index()) {
-            Kind::Aborted => 0,
-            Kind::Passed => 2,
-            Kind::Answered => 3,
+            Kind::Aborted => XDP_ABORTED,
+            Kind::Passed => XDP_PASS,
+            Kind::Answered => XDP_TX,
         };
         assert_eq!(action, wanted, "XDP action");
         assert_eq!(out, packet.frame(), "the kernel's frame, and the host's");
@@ -532,12 +538,7 @@ fn kernel_and_host_agree_and_answer_as_the_fallback_does() -> Result<()> {
                 let server = one_of(&mut rng, &servers());
                 let mut query = Query::random(&mut rng, broken.as_wire(), server);
                 // So that 20 records fit.
-                query.opt = Some(Opt {
-                    payload_size: 1232,
-                    version: 0,
-                    flags: 0,
-                    options: Vec::new(),
-                });
+                query.opt = Some(Opt::PLAIN);
                 query.counts[3] = 1;
                 now.mtu = MTU;
                 (
@@ -645,6 +646,53 @@ fn without_tailroom(rng: &mut Rng, bench: &mut Bench) -> Result<()> {
         let verdict = bench.on_host(&mut narrow);
         assert_eq!(verdict, Verdict::Passed(PassReason::NoRoom));
         assert_eq!(narrow.frame(), frame);
+    }
+    Ok(())
+}
+
+/// What the program sees of a frame in several parts is the first of them. It passes, whatever that holds, and also where
+/// the query ends with it, so that only resizing tells that something follows.
+#[test]
+fn frames_in_several_parts_pass_as_they_came() -> Result<()> {
+    let mut rng = Rng::with_seed(0);
+    let mut bench = Bench::new(&mut rng)?;
+    bench
+        .control()
+        .flags
+        .store(Control::ENABLED | Control::COMPLETE);
+    let one = name("s3.shop.svc.cluster.local");
+    for server in servers() {
+        for (end, reason) in [
+            (LINEAR - 1, PassReason::Leftover),
+            (LINEAR, PassReason::NoRoom),
+            (LINEAR + 1, PassReason::Truncated),
+        ] {
+            let mut query = Query::random(&mut rng, one.as_wire(), server);
+            query.query_type = TYPE_AAAA;
+            query.opt = Some(Opt::PLAIN);
+            query.counts[3] = 1;
+            let options = end - query.udp() - 8 - query.message().len();
+            query.opt = Some(Opt {
+                options: query::option(OPTION_PADDING, &vec![0; options - 4]),
+                ..Opt::PLAIN
+            });
+            let sound = query.frame(&mut rng);
+            assert_eq!(sound.len(), end);
+            // Without anything after it, in one part.
+            if end <= LINEAR {
+                let (verdict, _) = bench.both(&sound)?;
+                let answered = Verdict::Answered(QueryType::Aaaa, Outcome::Records);
+                assert_eq!(verdict, answered, "{server:?} {end}");
+            }
+            for more in [1, 2, 1000, 4096, 10_000] {
+                let frame = [&sound[..], &bytes(&mut rng, more)].concat();
+                let (moved, action, out) = bench.in_kernel(&frame)?;
+                let what = format!("{server:?} {end} and {more} more");
+                assert_eq!(moved, [Verdict::Passed(reason).index()], "{what}");
+                assert_eq!(action, XDP_PASS, "{what}");
+                assert!(out == frame, "{what}: passed, but not as it came");
+            }
+        }
     }
     Ok(())
 }

@@ -49,6 +49,14 @@ pub(crate) struct Opt {
 }
 
 impl Opt {
+    /// That of a client which takes what never needs a fragment, and nothing more.
+    pub(crate) const PLAIN: Self = Self {
+        payload_size: 1232,
+        version: 0,
+        flags: 0,
+        options: Vec::new(),
+    };
+
     fn random(rng: &mut Rng) -> Self {
         let mut options = Vec::new();
         let (count, longest) = match rng.u8(..20) {
@@ -59,9 +67,8 @@ impl Opt {
         };
         for _ in 0..count {
             let length = rng.usize(..=longest);
-            options.extend(rng.u16(..).to_be_bytes());
-            options.extend((length as u16).to_be_bytes());
-            options.extend(bytes(rng, length));
+            let data = bytes(rng, length);
+            options.extend(option(rng.u16(..), &data));
         }
         let sizes = [0, 512, 1232, 1400, 4096, u16::MAX, rng.u16(512..1232)];
         let flags = [0, 0x8000, rng.u16(..)];
@@ -201,6 +208,12 @@ impl Query {
         }
         frame
     }
+}
+
+/// An EDNS option.
+pub(crate) fn option(code: u16, data: &[u8]) -> Vec<u8> {
+    let header = [code, data.len() as u16].map(u16::to_be_bytes);
+    [header.as_flattened(), data].concat()
 }
 
 /// Computes the checksum of the IPv4 header at `ip`, as far as the frame has one.
