@@ -4,6 +4,7 @@
 //! take away, the next one does. All of it needs root.
 
 mod dns;
+mod frames;
 mod namespace;
 mod peak;
 mod pod;
@@ -13,6 +14,7 @@ mod xdp;
 
 pub use self::{
     dns::ask,
+    frames::{Datagram, Frames},
     namespace::{Namespace, Net, join, scratch},
     peak::{Counted, Fallback, Interface, Peak, SnapshotSize, Status, give_away},
     pod::Pod,

@@ -15,6 +15,8 @@ const BPF_PROG_LOAD: c_long = 5;
 const BPF_LINK_CREATE: c_long = 28;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
+/// Without it, an interface with a jumbo MTU takes no program.
+const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
 /// From linux/if_link.h: run in the driver, or not at all.
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
@@ -57,12 +59,18 @@ fn load() -> io::Result<OwnedFd> {
         instruction_count: u32,
         instructions: u64,
         licence: u64,
+        log: [u64; 2],
+        kernel_version: u32,
+        flags: u32,
     }
     let attributes = Load {
         program_type: BPF_PROG_TYPE_XDP,
         instruction_count: 2,
         instructions: PASS.as_ptr() as u64,
         licence: c"MIT".as_ptr() as u64,
+        log: [0; 2],
+        kernel_version: 0,
+        flags: BPF_F_XDP_HAS_FRAGS,
     };
     // SAFETY: both pointers are to statics; the command reads the attributes and gives a new descriptor.
     unsafe { bpf(BPF_PROG_LOAD, &attributes) }
