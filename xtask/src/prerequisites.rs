@@ -1,10 +1,10 @@
 //! What has to be on the machine before Peak can be built or run: all of it is looked at first, and named together.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Result, bail};
 
-use crate::process;
+use crate::process::{self, say};
 
 /// The oldest kernel that Peak runs on: programs that accept multi-buffer frames (`xdp.frags`) came with 5.18.
 const OLDEST_KERNEL: (u32, u32) = (5, 18);
@@ -22,6 +22,8 @@ const CAPABILITIES: [(u32, &str); 4] = [
 pub(crate) enum Purpose {
     /// Compile, for host and kernel.
     Build,
+    /// Fetch what the others take.
+    Setup,
     /// Compile, then load programs and make network namespaces.
     Run,
 }
@@ -33,7 +35,7 @@ pub(crate) enum Purpose {
 pub(crate) fn check(purpose: Purpose) -> Result<()> {
     let mut missing: Vec<String> = PROGRAMS
         .iter()
-        .filter(|program| program.purpose == Purpose::Build || purpose == Purpose::Run)
+        .filter(|program| program.purpose == Purpose::Build || purpose != Purpose::Build)
         .filter(|program| process::find(program.name).is_none())
         .map(|program| {
             format!(
@@ -42,12 +44,31 @@ pub(crate) fn check(purpose: Purpose) -> Result<()> {
             )
         })
         .collect();
-    if purpose == Purpose::Run {
+    if purpose != Purpose::Build {
         missing.extend(privileges());
         missing.extend(kernel());
     }
     if !missing.is_empty() {
         bail!("missing on this machine:\n  - {}", missing.join("\n  - "));
+    }
+    if purpose == Purpose::Run && !process::is_root() {
+        ask_sudo()?;
+    }
+    Ok(())
+}
+
+/// Makes sure that sudo lets this user, now rather than after minutes of building.
+fn ask_sudo() -> Result<()> {
+    if process::output(Command::new("sudo").args(["-n", "true"])).is_some() {
+        return Ok(());
+    }
+    say("root will load BPF programs and make namespaces: sudo may want your password");
+    let granted = Command::new("sudo").arg("-v").status();
+    if !granted.is_ok_and(|status| status.success()) {
+        bail!(
+            "sudo does not let this user: run this as root, as somebody who may use sudo, or from a terminal if sudo wants \
+             a password"
+        );
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use crate::{
 pub(crate) struct Args {}
 
 pub(crate) fn run(_: &Args) -> Result<()> {
-    prerequisites::check(Purpose::Run)?;
+    prerequisites::check(Purpose::Setup)?;
     toolchain::install_nightly(&["clippy"])?;
     toolchain::BPF_LINKER.installed()?;
     toolchain::CARGO_DENY.installed()?;
