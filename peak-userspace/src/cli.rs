@@ -1,11 +1,15 @@
 //! What was typed. What it means is [`crate::config`]'s affair.
 
-use std::{collections::BTreeSet, env, ffi::OsString, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    env,
+    ffi::{OsStr, OsString},
+    path::PathBuf,
+};
 
 use clap::{
     ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
-    builder::{OsStringValueParser, TypedValueParser},
-    parser::ValueSource,
+    builder::Resettable, parser::ValueSource,
 };
 
 use crate::name::Name;
@@ -60,7 +64,7 @@ Examples:
   peak run --config /etc/peak/peak.toml --upstream 192.0.2.53:53 --upstream corp.example=[2001:db8::53]:53")]
 pub struct RunArgs {
     /// Folder of Service and EndpointSlice manifests (.yaml, .yml, .json), read with its subfolders and watched
-    #[arg(long, value_name = "DIR", env = "PEAK_MANIFESTS", value_parser = path())]
+    #[arg(long, value_name = "DIR", env = "PEAK_MANIFESTS")]
     pub manifests: Option<PathBuf>,
     /// Network interface on which the kernel answers; may be given several times
     #[arg(long, value_name = "IF", env = "PEAK_INTERFACE", value_delimiter = ',')]
@@ -104,7 +108,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "SECONDS", env = "PEAK_TTL")]
     pub ttl: Option<String>,
     /// Unix socket for `peak status` and its like [default: /run/peak/admin.sock]
-    #[arg(long, value_name = "SOCKET", env = "PEAK_ADMIN", value_parser = path())]
+    #[arg(long, value_name = "SOCKET", env = "PEAK_ADMIN")]
     pub admin: Option<PathBuf>,
     /// Where to serve /metrics, /healthz and /readyz over HTTP [default: nowhere]
     #[arg(long, value_name = "ADDRESS:PORT", env = "PEAK_METRICS")]
@@ -114,7 +118,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", env = "PEAK_LOG_ONE_IN")]
     pub log_one_in: Option<String>,
     /// TOML file with any of these settings
-    #[arg(long, value_name = "FILE", env = "PEAK_CONFIG", value_parser = path())]
+    #[arg(long, value_name = "FILE", env = "PEAK_CONFIG")]
     pub config: Option<PathBuf>,
     /// The settings that came from the environment, for messages.
     #[arg(skip)]
@@ -123,6 +127,10 @@ pub struct RunArgs {
 
 /// What `peak check` is told.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  peak check manifests/
+  peak check --zone cluster.local --output json manifests/ | jq '.diagnostics[]'")]
 pub struct CheckArgs {
     /// Folder of manifests
     #[arg(value_name = "DIR")]
@@ -154,6 +162,11 @@ pub struct AdminArgs {
 
 /// What `peak lookup` is told.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  peak lookup web.shop.svc.cluster.local
+  peak lookup cluster.local SOA
+  peak lookup web.shop.svc.cluster.local --output json | jq .in_kernel")]
 pub struct LookupArgs {
     /// The whole name, such as web.shop.svc.cluster.local
     pub name: Name,
@@ -167,6 +180,9 @@ pub struct LookupArgs {
 
 /// What `peak kernel` is told.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+The switch lasts until the agent ends; `peak status` shows how it stands. With the kernel off, captures on the node see
+every query, and `passed: disabled` counts them.")]
 pub struct KernelArgs {
     /// on: the kernel answers what it can; off: it passes all up, and stays attached
     #[arg(value_enum)]
@@ -208,8 +224,8 @@ impl Cli {
     pub fn of<W: Into<OsString> + Clone>(
         words: impl IntoIterator<Item = W>,
     ) -> Result<Self, clap::Error> {
-        let matches = Self::command().try_get_matches_from(words)?;
-        Self::from_matches(&matches).map_err(|error| error.format(&mut Self::command()))
+        let matches = definition().try_get_matches_from(words)?;
+        Self::from_matches(&matches).map_err(|error| error.format(&mut definition()))
     }
 
     fn from_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
@@ -229,9 +245,15 @@ impl Cli {
     }
 }
 
-/// A path. An empty one, such as a variable that is set to nothing, is not given.
-fn path() -> impl TypedValueParser<Value = PathBuf> {
-    OsStringValueParser::new().map(PathBuf::from)
+/// The command line's definition, without the variables of the environment that are set to nothing: they say nothing.
+fn definition() -> clap::Command {
+    let is_empty = |variable: &OsStr| env::var_os(variable).is_some_and(|value| value.is_empty());
+    Cli::command().mut_subcommands(|command| {
+        command.mut_args(|argument| match argument.get_env() {
+            Some(variable) if is_empty(variable) => argument.env(Resettable::Reset),
+            _ => argument,
+        })
+    })
 }
 
 /// A record type as it is written: `AAAA`, `TYPE65`.

@@ -108,4 +108,13 @@ fn what_is_typed_goes_before_the_environment_and_that_before_the_file() {
         set(variable, None);
         set("PEAK_CONFIG", None);
     }
+
+    for (variable, words) in [
+        ("PEAK_ADMIN", "peak status"),
+        ("PEAK_ZONE", "peak check manifests"),
+    ] {
+        set(variable, Some(""));
+        Cli::of(words.split(' ')).unwrap_or_else(|error| panic!("{variable}: {error}"));
+        set(variable, None);
+    }
 }
