@@ -215,8 +215,8 @@ struct Settings<'a> {
 }
 
 impl Settings<'_> {
-    /// A setting that is a list, its values each once; `None` if nobody gives it. An empty text is not given, except
-    /// that an empty list in the file is one.
+    /// A setting that is a list, its values each once; `None` if nobody gives it. An empty text is not given; an empty
+    /// list in the file is.
     fn all<T: PartialEq>(
         &self,
         typed: impl Iterator<Item = impl AsRef<str>>,
@@ -239,8 +239,10 @@ impl Settings<'_> {
                     origin,
                 )
             }
-            Some(key) => (key.get_ref().texts(), Origin::File(key.span().start)),
-            None => return Ok(None),
+            Some(key) if !key.get_ref().is_empty() => {
+                (key.get_ref().texts(), Origin::File(key.span().start))
+            }
+            _ => return Ok(None),
         };
         let mut parsed = Vec::new();
         for value in values {
@@ -331,6 +333,11 @@ enum Written {
 }
 
 impl Written {
+    /// Whether nothing is said. An empty list says that there is none.
+    fn is_empty(&self) -> bool {
+        matches!(self, Self::Text(text) if text.is_empty())
+    }
+
     fn texts(&self) -> Vec<String> {
         match self {
             Self::Text(text) => vec![text.clone()],
@@ -594,6 +601,12 @@ log-one-in = 1000
             ["eth0"],
             "an empty variable says nothing"
         );
+    }
+
+    #[test]
+    fn an_empty_text_in_the_file_says_nothing() {
+        let (_file, arguments) = with_file("manifests = \"\"\ninterface = \"eth0\"");
+        assert!(error(&arguments).starts_with("nothing to answer from: name a folder"));
     }
 
     #[test]

@@ -41,7 +41,7 @@ const SETTLE: Duration = Duration::from_millis(40);
 const SETTLE_EMPTY: Duration = Duration::from_millis(500);
 /// A file that is neither written nor closed for this long is read as it is.
 const ABANDONED: Duration = Duration::from_secs(1);
-/// How often to look for what inotify can't see: the targets of symbolic links, other hosts' writes, a new root.
+/// How often to look for what inotify can't see: other hosts' writes, links behind links, what can't be watched.
 const SWEEP: Duration = Duration::from_secs(5);
 
 /// Why a folder can't be a source.
@@ -287,7 +287,7 @@ impl Scan {
         }
         for kind in &self.newly_skipped {
             tracing::info!(
-                "objects of the kind {kind} are skipped: only Service and EndpointSlice matter here"
+                "objects of the kind {kind} are skipped: only v1 Service and discovery.k8s.io/v1 EndpointSlice matter here"
             );
         }
     }
@@ -342,8 +342,8 @@ impl Folder {
             self.all_dirty = true;
             return true;
         }
-        // A folder, or what may be a link to one.
-        if mask.contains(EventMask::ISDIR) || !is_manifest(&path) {
+        // A folder, or what may be a link to one, on the way to ours as well.
+        if mask.contains(EventMask::ISDIR) || !is_manifest(&path) || self.root.starts_with(&path) {
             return !mask.intersects(EventMask::MODIFY | EventMask::CLOSE_WRITE);
         }
         self.dirty.insert(path.clone());
@@ -456,30 +456,35 @@ impl Folder {
         };
         let (mut found, mut unreadable, mut unwatched) =
             (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
-        let mut folders = HashSet::new();
+        let mut watched = HashSet::new();
+        if let Some(watches) = &mut self.watches {
+            watches.watch_entries(ways_to(&self.root));
+        }
         let entries = WalkDir::new(&self.root).follow_links(true).into_iter();
         for entry in entries.filter_entry(|entry| !is_hidden(entry)) {
             match entry.and_then(|entry| Ok((entry.metadata()?, entry))) {
-                Ok((metadata, entry)) if metadata.is_dir() => {
-                    let Some(watches) = &mut self.watches else {
-                        continue;
-                    };
-                    match watches.watch(entry.path()) {
-                        // What happened while the watch wasn't there yet is seen at a second look.
-                        Ok(true) => scan.next = scan.next.min(now + QUIET),
-                        Ok(false) => {}
-                        Err(error) => {
-                            let message = format!(
-                                "can't be watched, changes are seen after {} s: {error}",
-                                SWEEP.as_secs()
-                            );
-                            unwatched.insert((entry.path().to_owned(), message));
-                        }
-                    }
-                    folders.insert(entry.into_path());
-                }
                 Ok((metadata, entry)) => {
-                    if metadata.is_file() && is_manifest(entry.path()) {
+                    let is_manifest = metadata.is_file() && is_manifest(entry.path());
+                    // What happens to a file by another name is not told of the folder that it is in.
+                    let has_names = entry.path_is_symlink() || metadata.nlink() > 1;
+                    if let Some(watches) = &mut self.watches
+                        && (metadata.is_dir() || (is_manifest && has_names))
+                    {
+                        match watches.watch(entry.path()) {
+                            // What happened while the watch wasn't there yet is seen at a second look.
+                            Ok(true) => scan.next = scan.next.min(now + QUIET),
+                            Ok(false) => {}
+                            Err(error) => {
+                                let message = format!(
+                                    "can't be watched, changes are seen after {} s: {error}",
+                                    SWEEP.as_secs()
+                                );
+                                unwatched.insert((entry.path().to_owned(), message));
+                            }
+                        }
+                        watched.insert(entry.path().to_owned());
+                    }
+                    if is_manifest {
                         found.insert(entry.into_path(), Stamp::from(&metadata));
                     }
                 }
@@ -495,14 +500,19 @@ impl Folder {
                         Some(ancestor) => {
                             format!("is a link back to {} and is left out", ancestor.display())
                         }
-                        None => format!("can't be read: {error}"),
+                        None => {
+                            let error = error.into_io_error().unwrap_or_else(|| {
+                                io::Error::other("the system does not tell why")
+                            });
+                            format!("can't be read: {error}")
+                        }
                     };
                     unreadable.insert((path, message));
                 }
             }
         }
         if let Some(watches) = &mut self.watches {
-            watches.retain(&folders);
+            watches.retain(&watched);
         }
         for (path, message) in unwatched.difference(&self.unwatched) {
             scan.diagnostics.push(Diagnostic::of_file(
@@ -732,6 +742,12 @@ fn remove_provider(
             providers.remove(id);
         }
     }
+}
+
+/// The paths that decide which folder `root` is: itself, and the links on the way to it.
+fn ways_to(root: &Path) -> impl Iterator<Item = &Path> {
+    root.ancestors()
+        .filter(move |path| *path == root || path.is_symlink())
 }
 
 fn is_manifest(path: &Path) -> bool {
@@ -1118,6 +1134,68 @@ mod tests {
         assert!(
             watched.becomes("a: fd00::3").await < SWEEP / 2,
             "the new folder isn't watched"
+        );
+        // Moved away and back: what changed meanwhile is seen at once.
+        fs::rename(&root, away.with_extension("2")).unwrap();
+        watched.stays(150).await;
+        fs::write(
+            away.with_extension("2").join("a.yaml"),
+            manifest("a", &["fd00::4"]),
+        )
+        .unwrap();
+        fs::rename(away.with_extension("2"), &root).unwrap();
+        assert!(watched.becomes("a: fd00::4").await < SWEEP / 2);
+    }
+
+    #[tokio::test]
+    async fn what_a_link_leads_to_is_watched() {
+        let elsewhere = TempDir::new().unwrap();
+        let target = elsewhere.path().join("target.yaml");
+        let other = elsewhere.path().join("other.yaml");
+        let mut watched = Watched::new(&[]).await;
+        fs::write(&target, manifest("a", &["fd00::1"])).unwrap();
+        fs::write(&other, manifest("b", &["fd00::1"])).unwrap();
+        symlink(&target, watched.path("a.yaml")).unwrap();
+        fs::hard_link(&other, watched.path("b.yaml")).unwrap();
+        watched.becomes("a: fd00::1; b: fd00::1").await;
+        // Written in place, then replaced, then written again.
+        fs::write(&target, manifest("a", &["fd00::2"])).unwrap();
+        let mut times = vec![watched.becomes("a: fd00::2; b: fd00::1").await];
+        let new = elsewhere.path().join("new.yaml");
+        fs::write(&new, manifest("a", &["fd00::3"])).unwrap();
+        fs::rename(&new, &target).unwrap();
+        times.push(watched.becomes("a: fd00::3; b: fd00::1").await);
+        fs::write(&target, manifest("a", &["fd00::4"])).unwrap();
+        times.push(watched.becomes("a: fd00::4; b: fd00::1").await);
+        fs::write(&other, manifest("b", &["fd00::2"])).unwrap();
+        times.push(watched.becomes("a: fd00::4; b: fd00::2").await);
+        assert!(times.iter().all(|time| *time < SWEEP / 2), "{times:?}");
+    }
+
+    #[tokio::test]
+    async fn a_link_on_the_way_to_the_folder_may_lead_elsewhere() {
+        let base = TempDir::new().unwrap();
+        let path = |name: &str| base.path().join(name);
+        for number in 1..=3 {
+            let folder = path(&format!("{number}/manifests"));
+            fs::create_dir_all(&folder).unwrap();
+            let text = manifest("a", &[&format!("fd00::{number}")]);
+            fs::write(folder.join("a.yaml"), text).unwrap();
+        }
+        symlink("1", path("current")).unwrap();
+        let mut watched = Watched::new(&[]).await;
+        watched.source = watch(&path("current/manifests")).unwrap();
+        watched.becomes("a: fd00::1").await;
+        for number in 2..=3 {
+            symlink(number.to_string(), path("next")).unwrap();
+            fs::rename(path("next"), path("current")).unwrap();
+            let time = watched.becomes(&format!("a: fd00::{number}")).await;
+            assert!(time < SWEEP / 2, "{time:?}");
+        }
+        assert!(
+            !watched.history[1..].contains(&String::new()),
+            "{:?}",
+            watched.history
         );
     }
 

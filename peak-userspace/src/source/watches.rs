@@ -1,10 +1,12 @@
-//! What the kernel tells of a tree of folders, through inotify.
+//! What the kernel tells of a tree of folders, of files that are changed elsewhere, and of the way to the tree, through
+//! inotify.
 //!
 //! The queue is read by who reads the files: what happened to a file before it was read stands in the queue afterwards,
 //! so that a reader can know whether it saw a file in the middle of a change.
 
 use std::{
     collections::{HashMap, HashSet},
+    ffi::OsString,
     io,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -17,11 +19,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 /// Room for some hundred events.
 const BUFFER: usize = 16 * 1024;
 
-/// Watched folders.
+/// Watched folders and files.
 #[derive(Debug)]
 pub(super) struct Watches {
     inotify: Inotify,
-    folders: HashMap<WatchDescriptor, PathBuf>,
+    /// The paths at which each is known: links may lead to the same one.
+    watched: HashMap<WatchDescriptor, HashSet<PathBuf>>,
+    /// Folders of which only these entries matter.
+    entries: HashMap<WatchDescriptor, (PathBuf, HashSet<OsString>)>,
 }
 
 /// Something that happened.
@@ -46,12 +51,14 @@ impl Watches {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             inotify: Inotify::init()?,
-            folders: HashMap::new(),
+            watched: HashMap::new(),
+            entries: HashMap::new(),
         })
     }
 
-    /// Watches what happens in a folder, not in those below it, and says whether it wasn't watched before.
-    pub(super) fn watch(&mut self, folder: &Path) -> io::Result<bool> {
+    /// Watches what happens to a file, by whatever name; or in a folder, not in those below it. Says whether it wasn't
+    /// watched before.
+    pub(super) fn watch(&mut self, path: &Path) -> io::Result<bool> {
         let mask = WatchMask::CREATE
             | WatchMask::DELETE
             | WatchMask::MODIFY
@@ -59,22 +66,53 @@ impl Watches {
             | WatchMask::MOVE
             | WatchMask::ATTRIB
             | WatchMask::MOVE_SELF
-            | WatchMask::ONLYDIR;
-        let descriptor = self.inotify.watches().add(folder, mask)?;
-        Ok(self.folders.insert(descriptor, folder.to_owned()).is_none())
+            | WatchMask::DELETE_SELF;
+        let descriptor = self.inotify.watches().add(path, mask)?;
+        let paths = self.watched.entry(descriptor).or_default();
+        Ok(paths.insert(path.to_owned()))
     }
 
-    /// Watches no other folders than these.
-    pub(super) fn retain(&mut self, folders: &HashSet<PathBuf>) {
+    /// Watches nothing else than these.
+    pub(super) fn retain(&mut self, paths: &HashSet<PathBuf>) {
         let mut watches = self.inotify.watches();
-        self.folders.retain(|descriptor, folder| {
-            let keep = folders.contains(folder);
-            if !keep {
-                // The kernel forgets a folder that is gone by itself.
+        self.watched.retain(|descriptor, known| {
+            known.retain(|path| paths.contains(path));
+            if known.is_empty() && !self.entries.contains_key(descriptor) {
+                // The kernel forgets what is gone by itself.
                 let _ = watches.remove(descriptor.clone());
             }
-            keep
+            !known.is_empty()
         });
+    }
+
+    /// Watches that these paths come, go, and become something else, and no other paths.
+    pub(super) fn watch_entries<'a>(&mut self, paths: impl IntoIterator<Item = &'a Path>) {
+        let mask = WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE | WatchMask::MASK_ADD;
+        let mut watches = self.inotify.watches();
+        let before = std::mem::take(&mut self.entries);
+        for path in paths {
+            let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+                continue;
+            };
+            let here = if folder.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                folder
+            };
+            // One that isn't there, or can't be watched, is looked after by the sweep.
+            if let Ok(descriptor) = watches.add(here, mask) {
+                let (_, names) = self
+                    .entries
+                    .entry(descriptor)
+                    .or_insert_with(|| (folder.to_owned(), HashSet::new()));
+                names.insert(name.to_owned());
+            }
+        }
+        for (descriptor, _) in before {
+            if !self.entries.contains_key(&descriptor) && !self.watched.contains_key(&descriptor) {
+                let _ = watches.remove(descriptor);
+            }
+        }
     }
 
     /// All that happened until now and wasn't told before.
@@ -84,23 +122,32 @@ impl Watches {
         // An empty queue is an error, too (EAGAIN); no other is possible on a descriptor that is ours.
         while let Ok(events) = self.inotify.read_events(&mut buffer) {
             for event in events {
-                let folder = self.folders.get(&event.wd);
-                let path = match (folder, event.name) {
-                    _ if event.mask.contains(EventMask::Q_OVERFLOW) => PathBuf::new(),
-                    (Some(_), _) if event.mask.contains(EventMask::IGNORED) => {
-                        self.folders.remove(&event.wd);
-                        continue;
-                    }
-                    (Some(folder), Some(name)) => folder.join(name),
-                    (Some(folder), None) => folder.clone(),
-                    // Of a watch that was given up.
-                    (None, _) => continue,
+                let mut push = |path| {
+                    notes.push(Note {
+                        mask: event.mask,
+                        path,
+                        cookie: event.cookie,
+                    });
                 };
-                notes.push(Note {
-                    mask: event.mask,
-                    path,
-                    cookie: event.cookie,
-                });
+                if event.mask.contains(EventMask::Q_OVERFLOW) {
+                    push(PathBuf::new());
+                } else if event.mask.contains(EventMask::IGNORED) {
+                    self.watched.remove(&event.wd);
+                    self.entries.remove(&event.wd);
+                }
+                // A watch that was given up has no paths.
+                for path in self.watched.get(&event.wd).into_iter().flatten() {
+                    push(
+                        event
+                            .name
+                            .map_or_else(|| path.clone(), |name| path.join(name)),
+                    );
+                }
+                if let Some((folder, names)) = self.entries.get(&event.wd)
+                    && let Some(name) = event.name.filter(|name| names.contains(*name))
+                {
+                    push(folder.join(name));
+                }
             }
         }
         notes
