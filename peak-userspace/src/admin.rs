@@ -332,7 +332,15 @@ fn status_text(status: &Value) -> String {
             }
         }
     }
-    line("fallback", counted(&status["fallback"]));
+    let counted = counted(&status["fallback"]);
+    line(
+        "fallback",
+        if counted.is_empty() {
+            "nothing yet".to_owned()
+        } else {
+            counted
+        },
+    );
     text
 }
 

@@ -22,7 +22,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    dataplane::attach::InterfaceFigures,
+    dataplane::attach::{InterfaceFigures, Mode},
     fallback::Figures,
     state::{State, Status},
 };
@@ -137,12 +137,15 @@ impl Metrics<'_> {
             None,
             snapshot.records as f64,
         )?;
-        self.gauge(
-            "snapshot_age",
-            "Time since the last change.",
-            Some(Unit::Seconds),
-            snapshot.age_seconds,
-        )?;
+        // Before the first snapshot there is no age: a zero would be the youngest of all.
+        if snapshot.generation > 0 {
+            self.gauge(
+                "snapshot_age",
+                "Time since the last change.",
+                Some(Unit::Seconds),
+                snapshot.age_seconds,
+            )?;
+        }
         if let Some(kernel) = &status.kernel {
             let table = &kernel.table;
             let segments = u64::from(table.heap_segments + table.index_segments);
@@ -177,6 +180,19 @@ impl Metrics<'_> {
             )?;
         }
         let interfaces = &status.interfaces;
+        let mut attached = self.encoder.encode_descriptor(
+            "kernel_attached",
+            "How the kernel's program is attached to the interface: 1 for the mode that it is.",
+            None,
+            MetricType::Gauge,
+        )?;
+        for interface in interfaces {
+            for mode in [Mode::Native, Mode::Generic, Mode::Off] {
+                attached
+                    .encode_family(&[("interface", &*interface.name), ("mode", mode.as_str())])?
+                    .encode_gauge(&flag(interface.mode == mode))?;
+            }
+        }
         self.counter(
             "kernel_answers",
             "Queries that the kernel answered.",
@@ -329,7 +345,7 @@ impl Metrics<'_> {
             figures.connections_open as f64,
         )?;
         self.gauge(
-            "forwarding",
+            "forwarded_pending",
             "Questions that wait for upstreams.",
             None,
             figures.forwarding as f64,

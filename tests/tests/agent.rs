@@ -1,6 +1,7 @@
 //! The agent as a process: what it answers, what it refuses, how it ends.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -59,6 +60,55 @@ fn get(namespace: &Namespace, server: &str, path: &str) -> Result<String> {
     )?;
     stream.read_to_string(&mut said)?;
     Ok(said)
+}
+
+/// What Prometheus asks of names, and OpenMetrics 1.0 of the text: a family's TYPE and HELP once, before its samples;
+/// counters end in `_total`, and what has a unit in that.
+fn follows_conventions(metrics: &str) {
+    let (mut families, mut samples) = (BTreeMap::new(), BTreeSet::new());
+    let (mut family, mut help) = ("", "");
+    let text = metrics.strip_suffix("# EOF\n").expect("an end");
+    for line in text.lines() {
+        if let Some(descriptor) = line.strip_prefix("# ") {
+            let (keyword, rest) = descriptor.split_once(' ').expect(line);
+            let (name, value) = rest.split_once(' ').expect(line);
+            match keyword {
+                "HELP" => {
+                    assert!(value.ends_with('.') && !value.ends_with(".."), "{line}");
+                    help = name;
+                }
+                "TYPE" => {
+                    assert_eq!(name, help, "HELP belongs to {line}");
+                    assert_eq!(families.insert(name, value), None, "{line}");
+                    family = name;
+                }
+                "UNIT" => assert!(name.ends_with(&format!("_{value}")), "{line}"),
+                _ => panic!("{line}"),
+            }
+            continue;
+        }
+        let (series, value) = line.rsplit_once(' ').expect(line);
+        let name = series.split('{').next().expect(line);
+        let suffix = match families[family] {
+            "counter" => "_total",
+            "info" => "_info",
+            "gauge" => "",
+            _ => panic!("{line}"),
+        };
+        assert_eq!(name, format!("{family}{suffix}"), "{line}");
+        assert!(name.starts_with("peak_"), "{line}");
+        assert!(
+            name.bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte == b'_'),
+            "{line}"
+        );
+        assert!(
+            value.parse::<f64>().is_ok_and(|value| value >= 0.0),
+            "{line}"
+        );
+        assert!(samples.insert(series), "{line} stands there twice");
+    }
+    assert!(samples.len() > 50, "{metrics}");
 }
 
 /// Runs `peak` to its end.
@@ -172,6 +222,8 @@ fn answers_in(mode: &str) -> Result<()> {
             "eth0",
             "--xdp",
             mode,
+            "--metrics",
+            "[::1]:9953",
         ],
     )?;
     let asked =
@@ -200,6 +252,19 @@ fn answers_in(mode: &str) -> Result<()> {
     let before = peak.status()?.counted();
     asked(SERVERS[0], RecordType::SOA)?;
     assert_eq!((peak.status()?.counted() - before).fallback, 1);
+
+    let metrics = get(&net.node, "[::1]:9953", "/metrics")?;
+    let metrics = metrics.split_once("\r\n\r\n").context("a body")?.1;
+    follows_conventions(metrics);
+    for sample in [
+        format!("peak_kernel_attached{{interface=\"eth0\",mode=\"{mode}\"}} 1.0\n"),
+        "peak_kernel_attached{interface=\"eth0\",mode=\"off\"} 0.0\n".to_owned(),
+        "peak_kernel_answers_total{interface=\"eth0\",type=\"AAAA\",outcome=\"NOERROR\"} 2\n"
+            .to_owned(),
+        "peak_kernel_passed_packets_total{interface=\"eth0\",reason=\"type\"} 1\n".to_owned(),
+    ] {
+        assert!(metrics.contains(&sample), "{sample} is not in {metrics}");
+    }
 
     let switch = |state: &str| -> Result<()> {
         let output = self::peak(
