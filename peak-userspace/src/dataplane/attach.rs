@@ -379,6 +379,7 @@ impl Attachments {
         served.address[0].store(address[0]);
         served.address[1].store(address[1]);
         served.service.store(service);
+        info!(address = %place.address, port = place.port, "the kernel serves this address");
         self.served.insert(place, slot);
     }
 
