@@ -45,7 +45,7 @@ use peak_userspace::{
     name::Name,
     snapshot::{AddressSet, ServiceKey, ServiceRecords, Snapshot, SnapshotConfig},
 };
-use query::{Opt, Query, TYPE_A, TYPE_AAAA, below, bytes, mend_header, mutate, one_of};
+use query::{Opt, Query, TYPE_A, TYPE_AAAA, TYPE_TXT, below, bytes, mend_header, mutate, one_of};
 
 /// Frames of one run.
 const FRAMES: usize = 150_000;
@@ -287,6 +287,14 @@ impl Bench {
 
     fn control(&self) -> &Control {
         self.table.writer().memory().control()
+    }
+
+    /// Lets it answer, over a link that takes what links commonly take.
+    fn open(&self) {
+        self.control()
+            .flags
+            .store(Control::ENABLED | Control::COMPLETE);
+        self.program.interfaces()[IFINDEX as usize].mtu.store(MTU);
     }
 
     fn on_host<const CAPACITY: usize>(&mut self, packet: &mut Buffer<CAPACITY>) -> Verdict {
@@ -620,11 +628,7 @@ fn kernel_and_host_agree_and_answer_as_the_fallback_does() -> Result<()> {
 /// On the host alone: a frame that can only grow before its head becomes the reply that it would have become
 /// otherwise; one that cannot grow at all passes as it came.
 fn without_tailroom(rng: &mut Rng, bench: &mut Bench) -> Result<()> {
-    bench
-        .control()
-        .flags
-        .store(Control::ENABLED | Control::COMPLETE);
-    bench.program.interfaces()[IFINDEX as usize].mtu.store(MTU);
+    bench.open();
     let one = name("s3.shop.svc.cluster.local");
     for _ in 0..LEAST {
         let server = one_of(rng, &servers());
@@ -650,16 +654,61 @@ fn without_tailroom(rng: &mut Rng, bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
+/// Every name, A, AAAA and another type, with and without EDNS: what the kernel does not answer has its reason, and what
+/// it answers is what the fallback says.
+#[test]
+fn every_name_is_answered_as_the_fallback_answers_it() -> Result<()> {
+    let mut rng = Rng::with_seed(0);
+    let mut bench = Bench::new(&mut rng)?;
+    bench.open();
+    let policy = Policy::default();
+    let (drawn, ask, broken) = (name(DRAWN), name(ASK), name(BROKEN));
+    let picks = |asked: &[u8]| (asked == drawn.as_wire()).then_some(usize::from(PICK));
+    let mut answered = 0;
+    let names = bench.names.clone();
+    for name in names.iter().filter(|&name| *name != broken) {
+        for server in servers() {
+            for (opt, query_type) in [None, Some(Opt::PLAIN)]
+                .into_iter()
+                .flat_map(|opt| [TYPE_A, TYPE_AAAA, TYPE_TXT].map(|qtype| (opt.clone(), qtype)))
+            {
+                let mut query = Query::random(&mut rng, name.as_wire(), server);
+                query.counts[3] = opt.is_some().into();
+                (query.opt, query.query_type) = (opt, query_type);
+                let frame = query.frame(&mut rng);
+                let (verdict, left) = bench.both(&frame)?;
+                let what = format!("{name} {query_type} to {server:?}: {verdict:?}");
+                let Verdict::Answered(..) = verdict else {
+                    let reason = if query_type == TYPE_TXT {
+                        PassReason::Type
+                    } else if *name == ask {
+                        PassReason::AskFallback
+                    } else {
+                        let truncated = reply::is_truncated(&frame, &bench.snapshot, &policy);
+                        assert!(truncated, "{what}");
+                        PassReason::TooLarge
+                    };
+                    assert_eq!(verdict, Verdict::Passed(reason), "{what}");
+                    assert!(left == frame, "{what}: passed, but not as it came");
+                    continue;
+                };
+                reply::check(&frame, &left, &bench.snapshot, &policy, picks);
+                answered += 1;
+            }
+        }
+    }
+    // Two types of three, but for those that are too large.
+    assert!(answered > names.len() * servers().len() * 3, "{answered}");
+    Ok(())
+}
+
 /// What the program sees of a frame in several parts is the first of them. It passes, whatever that holds, and also where
 /// the query ends with it, so that only resizing tells that something follows.
 #[test]
 fn frames_in_several_parts_pass_as_they_came() -> Result<()> {
     let mut rng = Rng::with_seed(0);
     let mut bench = Bench::new(&mut rng)?;
-    bench
-        .control()
-        .flags
-        .store(Control::ENABLED | Control::COMPLETE);
+    bench.open();
     let one = name("s3.shop.svc.cluster.local");
     for server in servers() {
         for (end, reason) in [

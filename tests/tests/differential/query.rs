@@ -10,6 +10,7 @@ pub(crate) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub(crate) const VLAN: u16 = 0x8100;
 pub(crate) const SERVICE_VLAN: u16 = 0x88a8;
 pub(crate) const TYPE_A: u16 = 1;
+pub(crate) const TYPE_TXT: u16 = 16;
 pub(crate) const TYPE_AAAA: u16 = 28;
 /// Type, class and TTL stand before the length of an OPT's options, after its owner, the root.
 const TYPE_OPT: u16 = 41;

@@ -80,6 +80,27 @@ impl<'a> Parts<'a> {
     }
 }
 
+/// What the fallback says to a query.
+fn fallback(
+    asked: &Parts<'_>,
+    transport: Transport,
+    snapshot: &Snapshot,
+    policy: &Policy,
+) -> Message {
+    let [client, _] = asked.addresses;
+    let reaction = answer(asked.message, transport, client, snapshot, policy, 0);
+    let Reaction::Reply(reply) = reaction else {
+        panic!("the fallback does not answer: {reaction:?}");
+    };
+    Message::from_vec(&reply.octets).expect("a message")
+}
+
+/// Whether the fallback's answer to `query` does not fit what the client takes.
+pub(crate) fn is_truncated(query: &[u8], snapshot: &Snapshot, policy: &Policy) -> bool {
+    let reply = fallback(&Parts::of(query), Transport::Udp, snapshot, policy);
+    reply.metadata.truncation
+}
+
 /// Panics unless `reply` is the right frame to answer `query` with.
 ///
 /// Of a name whose addresses are drawn (`picks`) it holds so many of the fallback's; of all others, all.
@@ -133,12 +154,8 @@ pub(crate) fn check(
         Some(_) => Transport::Tcp,
         None => Transport::Udp,
     };
-    let reaction = answer(asked.message, transport, client, snapshot, policy, 0);
-    let Reaction::Reply(other) = reaction else {
-        panic!("the fallback does not answer: {reaction:?}");
-    };
     let ours = Message::from_vec(parts.message).expect("a message");
-    let other = Message::from_vec(&other.octets).expect("a message");
+    let other = fallback(&asked, transport, snapshot, policy);
     assert_eq!(ours.metadata, other.metadata);
     assert_eq!(ours.queries, other.queries);
     assert_eq!(ours.edns, other.edns);
