@@ -13,7 +13,7 @@ mod wait;
 mod xdp;
 
 pub use self::{
-    dns::ask,
+    dns::{ask, connect, exchange, query},
     frames::{Datagram, Frames},
     namespace::{Namespace, Net, join, scratch},
     peak::{Counted, Fallback, Interface, Peak, SnapshotSize, Status, give_away},

@@ -172,6 +172,15 @@ impl Peak {
         status(&self.program, &self.socket)
     }
 
+    /// Lets the kernel answer, or pass everything: `peak kernel on|off`.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn kernel(&self, on: bool) -> Result<()> {
+        let state = if on { "on" } else { "off" };
+        admin::<serde_json::Value>(&self.program, &self.socket, &["kernel", state]).map(drop)
+    }
+
     /// What `peak lookup NAME TYPE` says.
     ///
     /// # Errors

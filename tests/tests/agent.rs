@@ -266,18 +266,10 @@ fn answers_in(mode: &str) -> Result<()> {
         assert!(metrics.contains(&sample), "{sample} is not in {metrics}");
     }
 
-    let switch = |state: &str| -> Result<()> {
-        let output = self::peak(
-            &net.node,
-            &["kernel", state, "--admin", text(peak.socket())],
-        )?;
-        assert!(output.status.success(), "{output:?}");
-        Ok(())
-    };
-    switch("off")?;
+    peak.kernel(false)?;
     assert_eq!(who(&peak)?, [(0, 1), (0, 1)]);
     assert!(peak.status()?.interfaces[0].passed["disabled"] >= 2);
-    switch("on")?;
+    peak.kernel(true)?;
     assert_eq!(who(&peak)?, [(1, 0), (1, 0)]);
 
     // A change is in the kernel before the fallback has it.

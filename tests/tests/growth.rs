@@ -8,16 +8,16 @@ use std::{
     collections::BTreeSet,
     fmt::Write as _,
     fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 use hickory_proto::{
-    op::{Edns, Message, Query, ResponseCode},
-    rr::{Name, RData, RecordType},
+    op::ResponseCode,
+    rr::{RData, RecordType},
 };
-use peak_tests::{Frames, Net, Peak, pass, scratch};
+use peak_tests::{Frames, Net, Peak, connect, exchange, pass, query, scratch};
 
 /// Lengths of a service's label: with the two namespaces, frames of every length modulo 64, and more.
 const LABELS: std::ops::RangeInclusive<usize> = 1..=63;
@@ -65,29 +65,6 @@ fn manifests() -> Result<String> {
     Ok(documents)
 }
 
-/// One question, and the bytes that it took on the wire above Ethernet.
-fn ask(socket: &UdpSocket, name: &str, qtype: RecordType, edns: bool) -> Result<(Message, usize)> {
-    let mut query = Message::query();
-    query.metadata.recursion_desired = true;
-    query.add_query(Query::query(Name::from_ascii(name)?, qtype));
-    if edns {
-        let mut opt = Edns::new();
-        opt.set_max_payload(1232);
-        query.edns = Some(opt);
-    }
-    let bytes = query.to_vec()?;
-    socket.send(&bytes)?;
-    let mut buffer = [0; 1232];
-    let length = socket
-        .recv(&mut buffer)
-        .with_context(|| format!("no answer to {name} {qtype}, {} bytes", bytes.len()))?;
-    let reply = Message::from_vec(&buffer[..length])?;
-    assert_eq!(reply.metadata.id, query.metadata.id, "{name} {qtype}");
-    assert_eq!(reply.queries, query.queries, "{name} {qtype}");
-    assert_eq!(reply.edns.is_some(), edns, "{name} {qtype}");
-    Ok((reply, bytes.len()))
-}
-
 /// Every length, both families, both types, with and without OPT: each answered by the kernel.
 fn every_length(mode: &str) -> Result<()> {
     let Net { client, node } = Net::new()?;
@@ -121,14 +98,7 @@ fn every_length(mode: &str) -> Result<()> {
         for edns in [false, true] {
             let mut remainders = BTreeSet::new();
             client.run(|| -> Result<()> {
-                let any = if server.is_ipv6() {
-                    "[::]:0"
-                } else {
-                    "0.0.0.0:0"
-                };
-                let socket = UdpSocket::bind(any)?;
-                socket.connect(server)?;
-                socket.set_read_timeout(Some(LIMIT))?;
+                let socket = connect(server)?;
                 for (which, namespace) in NAMESPACES.iter().enumerate() {
                     for length in LABELS {
                         let name = format!("{}.{namespace}.svc.cluster.local.", "s".repeat(length));
@@ -137,7 +107,9 @@ fn every_length(mode: &str) -> Result<()> {
                             (RecordType::A, IpAddr::V4(v4)),
                             (RecordType::AAAA, IpAddr::V6(v6)),
                         ] {
-                            let (reply, bytes) = ask(&socket, &name, qtype, edns)?;
+                            let query = query(&name, qtype, edns)?;
+                            let reply = exchange(&socket, &query)?;
+                            assert_eq!(reply.edns.is_some(), edns, "{name} {qtype}");
                             frames.datagram(server, LIMIT)?;
                             assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
                             let answers: Vec<_> = reply
@@ -150,13 +122,13 @@ fn every_length(mode: &str) -> Result<()> {
                                 })
                                 .collect();
                             assert_eq!(answers, [address], "{name} {qtype}");
-                            remainders.insert(bytes % 64);
+                            remainders.insert(query.to_vec()?.len() % 64);
                             asked += 1;
                         }
                     }
                 }
                 if edns {
-                    let (reply, _) = ask(&socket, LARGE, RecordType::AAAA, edns)?;
+                    let reply = exchange(&socket, &query(LARGE, RecordType::AAAA, edns)?)?;
                     assert_eq!(reply.answers.len(), LARGE_RECORDS);
                     frames.datagram(server, LIMIT)?;
                     asked += 1;

@@ -13,8 +13,8 @@ use etherparse::{
     Ipv6RawExtHeader, PacketBuilder, PacketHeaders, TransportHeader,
 };
 use hickory_proto::{
-    op::{Edns, Message, MessageType, Query, ResponseCode},
-    rr::{Name, RData, RecordType, rdata::opt::EdnsOption},
+    op::{Message, MessageType, ResponseCode},
+    rr::{RData, RecordType, rdata::opt::EdnsOption},
 };
 use peak_tests::{Datagram, Frames, Interface, Namespace, Net, PassProgram, Peak, join, pass};
 
@@ -169,16 +169,12 @@ fn header(source: IpAddr, destination: IpAddr) -> IpHeaders {
     }
 }
 
+/// A query for [`NAME`], with DO if it has an OPT.
 fn query(id: u16, qtype: RecordType, edns: bool) -> Message {
-    let mut query = Message::query();
+    let mut query = peak_tests::query(NAME, qtype, edns).expect("a name");
     query.metadata.id = id;
-    query.metadata.recursion_desired = true;
-    query.add_query(Query::query(Name::from_ascii(NAME).expect("a name"), qtype));
-    if edns {
-        let mut opt = Edns::new();
-        opt.set_max_payload(1400);
+    if let Some(opt) = &mut query.edns {
         opt.set_dnssec_ok(true);
-        query.edns = Some(opt);
     }
     query
 }
