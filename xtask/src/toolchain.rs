@@ -99,7 +99,13 @@ pub(crate) fn install_nightly(components: &[&str]) -> Result<()> {
     for component in wanted {
         rustup.args(["--component", component]);
     }
-    process::run(&mut rustup)
+    let has_default = process::output(Command::new("rustup").arg("default")).is_some();
+    process::run(&mut rustup)?;
+    if !has_default {
+        // The first toolchain that is installed becomes the default: this one shall rule no other project.
+        process::run(Command::new("rustup").args(["default", "none"]))?;
+    }
+    Ok(())
 }
 
 fn has_components<'a>(mut wanted: impl Iterator<Item = &'a &'a str>) -> bool {
