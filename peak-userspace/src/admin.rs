@@ -314,8 +314,12 @@ fn status_text(status: &Value) -> String {
         line(
             &plain(&interface["name"]),
             format!(
-                "{}, answered {}",
+                "{}, {}answered {}",
                 plain(&interface["mode"]),
+                interface["program"]
+                    .as_u64()
+                    .map(|program| format!("program {program}, "))
+                    .unwrap_or_default(),
                 interface["answered"]
             ),
         );

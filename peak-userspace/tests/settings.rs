@@ -10,6 +10,8 @@ use peak_userspace::{
     config::RunConfig,
 };
 
+const README: &str = include_str!("../../README.md");
+
 /// Three values of each setting: typed, of the environment, of the file.
 const VALUES: [(&str, [&str; 3]); 11] = [
     ("manifests", ["/typed", "/environment", "/file"]),
@@ -65,6 +67,11 @@ fn what_is_typed_goes_before_the_environment_and_that_before_the_file() {
         .map(|argument| {
             let name = argument.get_long().expect("a setting has a name");
             let variable = format!("PEAK_{}", name.replace('-', "_").to_uppercase());
+            assert!(argument.get_help().is_some(), "{name} is not explained");
+            assert!(
+                README.contains(&format!("\n| `--{name} ")),
+                "{name} is not in README's table"
+            );
             assert_eq!(
                 argument.get_env().and_then(|variable| variable.to_str()),
                 Some(&*variable)

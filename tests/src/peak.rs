@@ -306,6 +306,8 @@ pub struct Interface {
     pub name: String,
     /// `native`, `generic` or `off`.
     pub mode: String,
+    /// The program's number, if one is attached.
+    pub program: Option<u32>,
     /// Queries that were answered there.
     pub answered: u64,
     /// Packets that went on to the stack, by reason.

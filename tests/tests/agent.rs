@@ -242,7 +242,12 @@ fn answers_in(mode: &str) -> Result<()> {
         Ok(counts)
     };
     assert_eq!(who(&peak)?, [(1, 0), (1, 0)]);
-    assert_eq!(peak.status()?.interfaces[0].mode, mode);
+    let interface = &peak.status()?.interfaces[0];
+    assert_eq!(interface.mode, mode);
+    assert_eq!(
+        interface.program.map(Into::into),
+        programs(&net)?["prog"]["id"].as_u64()
+    );
     assert_eq!(peak.lookup(WEB, "AAAA")?["in_kernel"], true);
     assert_eq!(
         peak.lookup("no.shop.svc.cluster.local", "A")?["in_kernel"],

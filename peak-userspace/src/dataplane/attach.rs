@@ -109,6 +109,8 @@ pub struct InterfaceFigures {
     pub name: String,
     /// How the program is attached.
     pub mode: Mode,
+    /// The program's number, as `bpftool prog show id` takes it.
+    pub program: Option<u32>,
     /// Queries answered.
     pub answered: u64,
     /// The same by type and outcome.
@@ -126,6 +128,7 @@ impl InterfaceFigures {
         let mut figures = Self {
             name,
             mode,
+            program: None,
             answered: 0,
             answers: BTreeMap::new(),
             passed: BTreeMap::new(),
@@ -388,15 +391,15 @@ impl Attachments {
     /// # Errors
     /// The kernel's.
     pub fn figures(&self) -> io::Result<Vec<InterfaceFigures>> {
+        let program = Some(self.program.id()?);
         self.attached
             .iter()
             .map(|attached| {
                 let counters = self.program.counters(attached.slot)?;
-                Ok(InterfaceFigures::new(
-                    attached.name.clone(),
-                    attached.mode,
-                    &counters,
-                ))
+                Ok(InterfaceFigures {
+                    program,
+                    ..InterfaceFigures::new(attached.name.clone(), attached.mode, &counters)
+                })
             })
             .collect()
     }

@@ -142,6 +142,19 @@ impl Program {
             .map_err(|error| refused(&error))
     }
 
+    /// The number by which the kernel knows the program that answers.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn id(&self) -> io::Result<u32> {
+        let program = self
+            .ebpf
+            .program("peak")
+            .ok_or_else(|| io::Error::other("the object has no program `peak`"))?;
+        let info = program.info().map_err(io::Error::other)?;
+        Ok(info.id())
+    }
+
     /// What the program logs, once.
     ///
     /// # Errors
