@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use peak_userspace::fallback::{BindError, Fallback, FallbackConfig, Limits, Upstream};
+use peak_userspace::fallback::{BindError, Fallback, FallbackConfig, Limits};
 use tokio::{
     io::AsyncReadExt,
     net::{TcpSocket, TcpStream},
@@ -13,13 +13,6 @@ use crate::{fixture::*, forward::silent_upstream};
 fn config(listen: &str) -> FallbackConfig {
     FallbackConfig {
         listen: vec![listen.parse().unwrap()],
-        ..Default::default()
-    }
-}
-
-fn with_limits(limits: Limits) -> FallbackConfig {
-    FallbackConfig {
-        limits,
         ..Default::default()
     }
 }
@@ -183,18 +176,15 @@ async fn one_client_takes_only_from_itself() {
 async fn a_connection_that_waits_for_a_reply_is_not_idle() {
     let upstream = silent_upstream().await;
     let server = serve(FallbackConfig {
-        upstreams: vec![Upstream {
-            domain: ".".parse().unwrap(),
-            address: upstream.address,
-        }],
-        ..with_limits(Limits {
+        limits: Limits {
             connections: 1,
             upstream_timeout: Duration::from_millis(500),
             ..Default::default()
-        })
+        },
+        ..forwarding_to(&[upstream.address])
     });
     let mut busy = server.connect().await;
-    let query = ask("slow.example", A).flags(RD);
+    let query = foreign("slow.example");
     send(&mut busy, &query.bytes()).await;
     until(|| server.counters.forwarding.get() == 1).await;
     let mut late = server.connect().await;
@@ -210,16 +200,13 @@ async fn a_connection_that_waits_for_a_reply_is_not_idle() {
 async fn at_the_end_what_is_under_way_is_answered() {
     let upstream = silent_upstream().await;
     let server = serve(FallbackConfig {
-        upstreams: vec![Upstream {
-            domain: ".".parse().unwrap(),
-            address: upstream.address,
-        }],
-        ..with_limits(Limits {
+        limits: Limits {
             upstream_timeout: Duration::from_millis(400),
             ..Default::default()
-        })
+        },
+        ..forwarding_to(&[upstream.address])
     });
-    let query = ask("slow.example", A).flags(RD);
+    let query = foreign("slow.example");
     let (datagrams, mut stream, mut idle) = (
         server.client().await,
         server.connect().await,
@@ -246,15 +233,12 @@ async fn the_end_does_not_wait_for_ever() {
         ..Default::default()
     };
     let server = serve(FallbackConfig {
-        upstreams: vec![Upstream {
-            domain: ".".parse().unwrap(),
-            address: upstream.address,
-        }],
-        ..with_limits(limits)
+        limits,
+        ..forwarding_to(&[upstream.address])
     });
     let datagrams = server.client().await;
     datagrams
-        .send(&ask("slow.example", A).flags(RD).bytes())
+        .send(&foreign("slow.example").bytes())
         .await
         .unwrap();
     until(|| server.counters.forwarding.get() == 1).await;

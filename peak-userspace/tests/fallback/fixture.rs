@@ -7,10 +7,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use hickory_proto::op::Message;
+use hickory_proto::op::{Message, ResponseCode};
 use peak_userspace::{
     fallback::{
-        Counters, Fallback, FallbackConfig, Transport,
+        Counters, Fallback, FallbackConfig, Limits, Transport,
         answer::{Policy, Reaction, answer},
         default_forward_for,
     },
@@ -161,6 +161,11 @@ pub(crate) fn ask(name: &str, qtype: u16) -> Ask {
     }
 }
 
+/// Asks with RD for a name outside the zone.
+pub(crate) fn foreign(name: &str) -> Ask {
+    ask(name, A).flags(RD)
+}
+
 impl Ask {
     pub(crate) fn flags(mut self, flags: u16) -> Self {
         self.flags = flags;
@@ -295,6 +300,24 @@ pub(crate) struct Server {
     _guard: DropGuard,
 }
 
+pub(crate) fn with_limits(limits: Limits) -> FallbackConfig {
+    FallbackConfig {
+        limits,
+        ..Default::default()
+    }
+}
+
+/// With these upstreams for every domain.
+pub(crate) fn forwarding_to(upstreams: &[SocketAddr]) -> FallbackConfig {
+    let upstreams = upstreams
+        .iter()
+        .map(|upstream| upstream.to_string().parse());
+    FallbackConfig {
+        upstreams: upstreams.collect::<Result<_, _>>().unwrap(),
+        ..Default::default()
+    }
+}
+
 /// Starts a fallback on a free port of 127.0.0.1 that forwards for the default ranges.
 pub(crate) fn serve(config: FallbackConfig) -> Server {
     serve_snapshot(config, snapshot())
@@ -350,14 +373,17 @@ impl Server {
         checked(ask, &datagram(&socket).await)
     }
 
+    /// The rcode of the reply over UDP.
+    pub(crate) async fn code(&self, ask: &Ask) -> ResponseCode {
+        self.udp(ask).await.metadata.response_code
+    }
+
     pub(crate) async fn connect(&self) -> TcpStream {
         soon(TcpStream::connect(self.address)).await.unwrap()
     }
 
     pub(crate) async fn tcp(&self, ask: &Ask) -> Message {
-        let mut stream = self.connect().await;
-        send(&mut stream, &ask.bytes()).await;
-        checked(ask, &receive(&mut stream).await.expect("a reply"))
+        exchange(&mut self.connect().await, ask).await
     }
 }
 
@@ -368,9 +394,19 @@ pub(crate) async fn datagram(socket: &UdpSocket) -> Vec<u8> {
     buffer
 }
 
+/// A message after its length, as TCP wants it.
+pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
+    [&(message.len() as u16).to_be_bytes(), message].concat()
+}
+
 pub(crate) async fn send(stream: &mut TcpStream, message: &[u8]) {
-    let framed = [&(message.len() as u16).to_be_bytes(), message].concat();
-    soon(stream.write_all(&framed)).await.unwrap();
+    soon(stream.write_all(&framed(message))).await.unwrap();
+}
+
+/// The reply to the only query under way on the connection.
+pub(crate) async fn exchange(stream: &mut TcpStream, ask: &Ask) -> Message {
+    send(stream, &ask.bytes()).await;
+    checked(ask, &receive(stream).await.expect("a reply"))
 }
 
 /// The next message; `None` if the server has closed.

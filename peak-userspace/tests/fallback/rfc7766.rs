@@ -6,20 +6,13 @@ use std::{
 };
 
 use hickory_proto::op::{Message, ResponseCode};
-use peak_userspace::fallback::{FallbackConfig, Limits, Upstream};
+use peak_userspace::fallback::{FallbackConfig, Limits};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::sleep,
 };
 
 use crate::{fixture::*, forward::silent_upstream};
-
-fn with_limits(limits: Limits) -> FallbackConfig {
-    FallbackConfig {
-        limits,
-        ..Default::default()
-    }
-}
 
 #[tokio::test]
 async fn section_5_tcp_and_udp_say_the_same() {
@@ -61,11 +54,8 @@ async fn section_6_2_1_1_queries_are_pipelined() {
     let mut stream = server.connect().await;
     let mut sent = Vec::new();
     for id in 0..1000_u16 {
-        let query = ask([WEB, ABSENT, ZONE][usize::from(id) % 3], AAAA)
-            .id(id)
-            .bytes();
-        sent.extend((query.len() as u16).to_be_bytes());
-        sent.extend(query);
+        let name = [WEB, ABSENT, ZONE][usize::from(id) % 3];
+        sent.extend(framed(&ask(name, AAAA).id(id).bytes()));
     }
     stream.write_all(&sent).await.unwrap();
     let mut ids = BTreeSet::new();
@@ -80,18 +70,14 @@ async fn section_6_2_1_1_queries_are_pipelined() {
 async fn section_7_a_reply_does_not_wait_for_another() {
     let upstream = silent_upstream().await;
     let server = serve(FallbackConfig {
-        upstreams: vec![Upstream {
-            domain: ".".parse().unwrap(),
-            address: upstream.address,
-        }],
         limits: Limits {
             upstream_timeout: Duration::from_millis(600),
             ..Default::default()
         },
-        ..Default::default()
+        ..forwarding_to(&[upstream.address])
     });
     let mut stream = server.connect().await;
-    let slow = ask("slow.example", A).id(1).flags(RD);
+    let slow = foreign("slow.example").id(1);
     let fast = ask(WEB, AAAA).id(2);
     send(&mut stream, &slow.bytes()).await;
     send(&mut stream, &fast.bytes()).await;
@@ -115,9 +101,7 @@ async fn section_8_a_message_may_come_in_pieces() {
     let server = serve(Default::default());
     let mut stream = server.connect().await;
     stream.set_nodelay(true).unwrap();
-    let query = ask(WEB, AAAA).bytes();
-    let framed = [&(query.len() as u16).to_be_bytes(), &query[..]].concat();
-    for byte in framed.chunks(1) {
+    for byte in framed(&ask(WEB, AAAA).bytes()).chunks(1) {
         stream.write_all(byte).await.unwrap();
         tokio::task::yield_now().await;
     }
@@ -133,8 +117,7 @@ async fn section_6_2_3_idle_connections_are_closed() {
     };
     let server = serve(with_limits(limits));
     // Nothing at all, half a length, half a message, and a query answered before.
-    let query = ask(WEB, AAAA).bytes();
-    let framed = [&(query.len() as u16).to_be_bytes(), &query[..]].concat();
+    let framed = framed(&ask(WEB, AAAA).bytes());
     for sent in [0, 1, 20, framed.len()] {
         let start = Instant::now();
         let mut stream = server.connect().await;
@@ -182,8 +165,7 @@ async fn section_6_2_3_a_slow_reader_is_given_up() {
     let mut stream = server.connect().await;
     // Some hundreds of 64 KiB are more than the buffers between us hold.
     for id in 0..400 {
-        let query = ask(HUGE, AAAA).id(id).bytes();
-        let framed = [&(query.len() as u16).to_be_bytes(), &query[..]].concat();
+        let framed = framed(&ask(HUGE, AAAA).id(id).bytes());
         if tokio::time::timeout(Duration::from_millis(300), stream.write_all(&framed))
             .await
             .is_err()
@@ -198,15 +180,9 @@ async fn section_6_2_3_a_slow_reader_is_given_up() {
 #[tokio::test]
 async fn section_6_2_4_nothing_is_sent_to_who_has_closed() {
     let upstream = silent_upstream().await;
-    let server = serve(FallbackConfig {
-        upstreams: vec![Upstream {
-            domain: ".".parse().unwrap(),
-            address: upstream.address,
-        }],
-        ..Default::default()
-    });
+    let server = serve(forwarding_to(&[upstream.address]));
     let mut stream = server.connect().await;
-    send(&mut stream, &ask("slow.example", A).flags(RD).bytes()).await;
+    send(&mut stream, &foreign("slow.example").bytes()).await;
     until(|| server.counters.forwarding.get() == 1).await;
     drop(stream);
     until(|| server.counters.connections_open.get() == 0).await;
@@ -220,12 +196,8 @@ async fn what_gets_no_reply_leaves_the_connection_as_it_is() {
     send(&mut stream, b"").await;
     send(&mut stream, b"short").await;
     send(&mut stream, &ask(WEB, AAAA).id(1).flags(0x8000).bytes()).await;
-    let query = ask(WEB, AAAA).id(2);
-    send(&mut stream, &query.bytes()).await;
-    assert_eq!(
-        aaaa(&checked(&query, &receive(&mut stream).await.unwrap())).len(),
-        3
-    );
+    let reply = exchange(&mut stream, &ask(WEB, AAAA).id(2)).await;
+    assert_eq!(aaaa(&reply).len(), 3);
     let figures = server.counters.figures();
     assert_eq!((figures.ignored_short, figures.ignored_responses), (2, 1));
 }
@@ -235,16 +207,12 @@ async fn what_gets_no_reply_leaves_the_connection_as_it_is() {
 async fn section_6_2_1_1_pipelining_has_its_limit() {
     let upstream = silent_upstream().await;
     let server = serve(FallbackConfig {
-        upstreams: vec![Upstream {
-            domain: ".".parse().unwrap(),
-            address: upstream.address,
-        }],
         limits: Limits {
             pipelined: 2,
             upstream_timeout: Duration::from_millis(400),
             ..Default::default()
         },
-        ..Default::default()
+        ..forwarding_to(&[upstream.address])
     });
     let mut stream = server.connect().await;
     for (id, name) in (1..).zip(["a.example", "b.example", WEB]) {
