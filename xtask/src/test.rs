@@ -14,6 +14,7 @@ use crate::{
 /// Sets up, builds, and passes every test: unit, property, differential, namespaces
 ///
 /// What needs root asks for sudo. No test is skipped: what a test needs and cannot be had fails it.
+/// `cargo xtask test -- native_mode` runs the tests with that in their names.
 #[derive(clap::Args, Default)]
 pub(crate) struct Args {
     /// What each test program is given, such as a part of a test's name
