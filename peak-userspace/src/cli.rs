@@ -43,6 +43,10 @@ pub enum Command {
     /// Say what is wrong with a folder of manifests: exit status 0 if nothing, 1 on an error, 2 if it can't be read
     Check(CheckArgs),
     /// Show what the running agent does: readiness, zones, interfaces, counters
+    #[command(after_help = "\
+Examples:
+  peak status
+  peak status --output json | jq '.interfaces[] | {name, mode, answered, passed}'")]
     Status(AdminArgs),
     /// Show what the running agent answers to a name, and whether the kernel does
     Lookup(LookupArgs),
@@ -57,6 +61,9 @@ Each option is also a variable of the environment and a key of the --config file
   --forward-for 10.0.0.0/8,fd00::/8      PEAK_FORWARD_FOR=10.0.0.0/8,fd00::/8
   forward-for = [\"10.0.0.0/8\", \"fd00::/8\"]
 What is typed goes before the environment, and that before the file. A list replaces a list.
+PEAK_LOG filters the log: PEAK_LOG=debug, or PEAK_LOG=info,peak_userspace::fallback=debug.
+
+Exit status: 0 after a signal, when all is answered; 1 if it can't answer, or at a second signal; 2 if settings make no sense.
 
 Examples:
   peak run --manifests manifests/ --interface eth0
@@ -113,7 +120,7 @@ pub struct RunArgs {
     /// Where to serve /metrics, /healthz and /readyz over HTTP [default: nowhere]
     #[arg(long, value_name = "ADDRESS:PORT", env = "PEAK_METRICS")]
     pub metrics: Option<String>,
-    /// Log one of so many packets with what the kernel program made of it; each costs the kernel some microseconds.
+    /// Log one of so many packets with what the kernel program made of it: takes longer than to answer it.
     /// 0: none, at no cost [default: 0]
     #[arg(long, value_name = "N", env = "PEAK_LOG_ONE_IN")]
     pub log_one_in: Option<String>,
