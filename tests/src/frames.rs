@@ -82,7 +82,7 @@ impl Frames {
         })
     }
 
-    /// The next UDP datagram from `source`, whose frame must be sound: see [`Datagram::of`].
+    /// The next UDP datagram from `source`, whose frame must be sound: see [`Datagram`].
     ///
     /// # Errors
     /// None comes within `limit`, or it is not sound.
