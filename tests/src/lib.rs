@@ -20,5 +20,5 @@ pub use self::{
     pod::Pod,
     process::{Running, program},
     wait::eventually,
-    xdp::{PassProgram, pass},
+    xdp::{PassProgram, XdpProgram, pass},
 };
