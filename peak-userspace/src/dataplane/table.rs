@@ -559,10 +559,14 @@ impl<M: Memory> Writer<M> {
         while self.index.insert(&self.memory, hash, location).is_err() {
             // Full buckets at a low load come from hashes that agree in more than the buckets' numbers. Up to four
             // times the buckets that the names need are tried.
-            if self.index.bits() >= Index::bits_for(self.names) + 2 || !self.grow() {
+            let bits = self.index.bits();
+            if bits >= Index::bits_for(self.names) + 2 || !self.grow() {
                 return Err(Refusal::Buckets);
             }
-            self.least_bits = self.index.bits();
+            // By chance alone some fill up a little early: that says nothing of the table when it is smaller again.
+            if self.names * 2 < Index::limit(bits) {
+                self.least_bits = self.index.bits();
+            }
         }
         Ok(())
     }

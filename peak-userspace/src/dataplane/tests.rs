@@ -41,7 +41,11 @@ fn service(i: u64) -> Name {
 }
 
 fn key() -> [u64; 2 * NAME_WORDS] {
-    let mut state = 1u64;
+    key_of(1)
+}
+
+fn key_of(seed: u64) -> [u64; 2 * NAME_WORDS] {
+    let mut state = seed;
     std::array::from_fn(|_| {
         state = state
             .wrapping_mul(0x5851_f42d_4c95_7f2d)
@@ -263,6 +267,30 @@ fn memory_follows_the_data() {
         );
         assert_eq!(stats.heap_used, names * 80);
     }
+}
+
+#[test]
+fn an_index_that_grew_early_shrinks_again() {
+    /// The first of a hundred secrets under which it does.
+    const SEED: u64 = 15;
+    // Two full buckets before the index is due to grow: so it is under one key in ten.
+    let early = |seed| {
+        let mut writer = Writer::create_with_key(HostMemory::new(), key_of(seed)).unwrap();
+        let mut names = 0;
+        while writer.stats().index_bits == 14 {
+            assert!(writer.set(&service(names), &node([])));
+            names += 1;
+        }
+        (names < Index::limit(14)).then_some((writer, names))
+    };
+    let (mut writer, names) = (SEED..SEED + 100).find_map(early).unwrap();
+    for i in 0..names {
+        assert!(writer.remove(&service(i)));
+    }
+    while let Some(batch) = writer.take_quarantine() {
+        writer.release(batch);
+    }
+    assert_eq!(writer.stats().index_bits, 14);
 }
 
 /// A secret under which names collide in all 64 bits that differ only in what follows [`collision`]'s "same".
