@@ -32,6 +32,8 @@ use crate::wire::{self, Query, Reply};
 const LOOPBACK: u32 = 1;
 /// From linux/bpf.h.
 const XDP_TX: u32 = 3;
+/// Bytes that the kernel takes for a segment: its one value, and a page of its own for what it is.
+const SEGMENT_MEMORY: u64 = SEGMENT_BYTES as u64 + 4096;
 
 /// One service with what it publishes; `None`: nothing any more.
 pub(crate) type Update = (ServiceKey, Option<ServiceRecords>);
@@ -107,7 +109,7 @@ impl Reader {
                 let outer = Map::from_map_data(MapData::from_id(id)?)?;
                 let outer = ArrayOfMaps::<_, Array<MapData, [u8; SEGMENT_BYTES]>>::try_from(outer)?;
                 let segments = (0..outer.len()).filter(|slot| outer.get(slot, 0).is_ok());
-                bytes += segments.count() as u64 * SEGMENT_BYTES as u64;
+                bytes += segments.count() as u64 * SEGMENT_MEMORY;
             }
         }
         Ok(bytes)
