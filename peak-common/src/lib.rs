@@ -16,6 +16,7 @@ compile_error!(
 extern crate std;
 
 pub mod abi;
+pub mod bench;
 pub mod dns;
 pub mod hash;
 pub mod net;

@@ -9,6 +9,8 @@
     reason = "the functions that the `xdp` macro makes"
 )]
 
+#[cfg(feature = "bench")]
+mod bench;
 mod maps;
 mod xdp_packet;
 
@@ -60,6 +62,11 @@ fn draw() -> u32 {
 /// Answers queries for the names in the table; everything else goes on its way.
 #[xdp(frags)]
 pub fn peak(ctx: XdpContext) -> u32 {
+    run(ctx)
+}
+
+#[inline(always)]
+fn run(ctx: XdpContext) -> u32 {
     let ifindex = ctx.ingress_ifindex() as u32;
     let Some((row, interface)) = table::interface(ifindex, maps::interface) else {
         // The agent registers an interface before it attaches the program: this is not ours.

@@ -33,12 +33,21 @@ pub(crate) fn run(_: &Args) -> Result<()> {
 
 /// Builds the object and says where it is.
 pub(crate) fn build() -> Result<PathBuf> {
+    build_with(&[], "peak-ebpf")
+}
+
+/// Builds the object with what benchmarks need beside it, and says where it is.
+pub(crate) fn build_for_benchmarks() -> Result<PathBuf> {
+    build_with(&["--features", "bench"], "peak-ebpf-bench")
+}
+
+fn build_with(features: &[&str], name: &str) -> Result<PathBuf> {
     toolchain::install_nightly(&[])?;
     let mut cargo = toolchain::bpf_cargo("build")?;
-    say("building the XDP program");
-    process::run(&mut cargo)?;
+    say(format!("building the XDP program, {name}"));
+    process::run(cargo.args(features))?;
     let built = process::target().join("ebpf/bpfel-unknown-none/release/peak-ebpf");
-    let object = process::workspace().join("target/bpf/peak-ebpf");
+    let object = process::workspace().join("target/bpf").join(name);
     copy_if_changed(&built, &object)
         .with_context(|| format!("cannot copy {} to {}", built.display(), object.display()))?;
     Ok(object)

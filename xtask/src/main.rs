@@ -1,6 +1,7 @@
 //! `cargo xtask`: what a person who works on Peak types. One verb a file.
 
 mod advisories;
+mod bench;
 mod build;
 mod build_ebpf;
 mod ci;
@@ -35,6 +36,7 @@ enum Verb {
     Build(build::Args),
     Run(run::Args),
     Test(test::Args),
+    Bench(bench::Args),
     Ci(ci::Args),
     Advisories(advisories::Args),
 }
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Verb::Build(args) => build::run(&args),
         Verb::Run(args) => run::run(&args),
         Verb::Test(args) => test::run(&args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Ci(args) => ci::run(&args),
         Verb::Advisories(args) => advisories::run(&args),
     };

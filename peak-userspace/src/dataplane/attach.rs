@@ -3,14 +3,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::IpAddr,
     os::fd::AsRawFd,
     sync::Arc,
 };
 
 use aya::programs::{ProgramError, XdpMode as AyaMode, links::FdLink};
 use peak_common::{
-    abi::{MAX_INTERFACES, PROBES, SERVED_SLOTS, Served, mapped, served_slot, service_key},
+    abi::{MAX_INTERFACES, PROBES},
     verdict::Verdict,
 };
 use serde::Serialize;
@@ -276,15 +275,10 @@ impl Attachments {
             .find(|&slot| self.program.interfaces()[slot as usize].ifindex.load() == 0)
     }
 
-    /// Tells the program what it must know of an interface, its index last.
     fn describe(&self, slot: u32, interface: &Interface) {
-        let described = &self.program.interfaces()[slot as usize];
-        let [a, b, c, d, e, f] = interface.mac.unwrap_or_default();
-        described
-            .mac
-            .store(u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]));
-        described.mtu.store(interface.mtu.into());
-        described.ifindex.store(interface.index.into());
+        let mac = interface.mac.unwrap_or_default();
+        self.program
+            .describe(slot, interface.index, mac, interface.mtu);
     }
 
     /// Whether the program is attached to the interface of this index.
@@ -351,24 +345,10 @@ impl Attachments {
     }
 
     fn register(&mut self, place: Place) {
-        let address = match place.address {
-            IpAddr::V4(address) => mapped(address.octets()),
-            IpAddr::V6(address) => {
-                let bytes = address.octets();
-                let (high, low) = bytes.split_at(8);
-                [high, low].map(|half| u64::from_ne_bytes(half.try_into().expect("8 bytes")))
-            }
-        };
-        let service = service_key(place.interface, place.port.to_be());
-        let first = served_slot(address, service);
-        let free = |slot: &u32| {
-            let served: &Served = &self.program.served()[*slot as usize];
-            served.service.load() == 0
-        };
-        let slot = (0..PROBES)
-            .map(|probe| (first + probe) & (SERVED_SLOTS - 1))
-            .find(free);
-        let Some(slot) = slot else {
+        let Some(slot) = self
+            .program
+            .serve(place.interface, place.address, place.port)
+        else {
             if self.homeless.insert(place) {
                 warn!(
                     address = %place.address,
@@ -378,10 +358,6 @@ impl Attachments {
             }
             return;
         };
-        let served = &self.program.served()[slot as usize];
-        served.address[0].store(address[0]);
-        served.address[1].store(address[1]);
-        served.service.store(service);
         info!(address = %place.address, port = place.port, "the kernel serves this address");
         self.served.insert(place, slot);
     }

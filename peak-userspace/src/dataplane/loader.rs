@@ -1,6 +1,6 @@
 //! The XDP program and its maps in the kernel.
 
-use std::io;
+use std::{io, net::IpAddr};
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
@@ -12,8 +12,8 @@ use aya_log::EbpfLogger;
 use log::{Level, Log, Metadata, Record};
 use peak_common::{
     abi::{
-        COUNTERS, Control, Counters, HEAP_SEGMENTS, INDEX_SLOTS, Interface, MAX_INTERFACES,
-        SERVED_SLOTS, Segment, Served,
+        COUNTERS, Control, Counters, HEAP_SEGMENTS, INDEX_SLOTS, Interface, MAX_INTERFACES, PROBES,
+        SERVED_SLOTS, Segment, Served, mapped, served_slot, service_key,
     },
     table::Tables,
     verdict::Verdict,
@@ -94,23 +94,37 @@ impl Kernel {
     /// # Errors
     /// [`LoadError`].
     pub fn load(options: LoadOptions) -> Result<Self, LoadError> {
+        Self::load_object(OBJECT, &["peak"], options, |_| ())
+    }
+
+    /// Loads `programs` from another build of the object, which may hold more maps too; `configure` knows of those.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn load_object(
+        object: &[u8],
+        programs: &[&str],
+        options: LoadOptions,
+        configure: impl FnOnce(&mut EbpfLoader<'_>),
+    ) -> Result<Self, LoadError> {
         let release = uname().release().to_string_lossy().into_owned();
         if version(&release).is_some_and(|version| version < OLDEST_KERNEL) {
             return Err(LoadError::TooOld(release));
         }
         let fixed_draw = options.fixed_draw.map_or(0, |draw| u64::from(draw) + 1);
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        loader
             .verifier_log_level(VerifierLogLevel::STATS)
             .override_global("LOG_ONE_IN", &options.log_one_in, true)
-            .override_global("FIXED_DRAW", &fixed_draw, true)
-            .load(OBJECT)
-            .map_err(|error| refused(&error))?;
-        let program: &mut Xdp = ebpf
-            .program_mut("peak")
-            .ok_or_else(|| LoadError::Refused("the object has no program `peak`".to_owned()))?
-            .try_into()
-            .map_err(|error| refused(&error))?;
-        program.load().map_err(|error| refused(&error))?;
+            .override_global("FIXED_DRAW", &fixed_draw, true);
+        configure(&mut loader);
+        let mut ebpf = loader.load(object).map_err(|error| refused(&error))?;
+        // While the object still has the maps: the programs name them by their descriptors.
+        for name in programs {
+            xdp(&mut ebpf, name)?
+                .load()
+                .map_err(|error| refused(&error))?;
+        }
 
         let memory = KernelMemory::new(
             mapping(&mut ebpf, "CONTROL", 1)?,
@@ -135,11 +149,13 @@ impl Program {
     /// # Errors
     /// [`LoadError::Refused`] if there is none of that name.
     pub fn xdp(&mut self, name: &str) -> Result<&mut Xdp, LoadError> {
-        self.ebpf
-            .program_mut(name)
-            .ok_or_else(|| LoadError::Refused(format!("the object has no program `{name}`")))?
-            .try_into()
-            .map_err(|error| refused(&error))
+        xdp(&mut self.ebpf, name)
+    }
+
+    /// A map of the object that is not the agent's, once.
+    #[must_use]
+    pub fn take_map(&mut self, name: &str) -> Option<Map> {
+        self.ebpf.take_map(name)
     }
 
     /// The number by which the kernel knows the program that answers.
@@ -172,6 +188,39 @@ impl Program {
         let processors = nr_cpus().map_err(|(_, error)| error)?.get() as usize;
         let zeros = PerCpuValues::try_from(vec![[0; COUNTERS]; processors])?;
         self.counters.set(slot, zeros, 0).map_err(io::Error::other)
+    }
+
+    /// Tells the program what it must know of the interface in `slot`, its index last. `mtu` in bytes.
+    pub fn describe(&self, slot: u32, ifindex: u32, mac: [u8; 6], mtu: u32) {
+        let described = &self.interfaces[slot as usize];
+        let [a, b, c, d, e, f] = mac;
+        described
+            .mac
+            .store(u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]));
+        described.mtu.store(mtu.into());
+        described.ifindex.store(ifindex.into());
+    }
+
+    /// Serves an address and port on an interface: the slot that they are in, or `None` where there is no room.
+    pub fn serve(&self, ifindex: u32, address: IpAddr, port: u16) -> Option<u32> {
+        let address = match address {
+            IpAddr::V4(address) => mapped(address.octets()),
+            IpAddr::V6(address) => {
+                let bytes = address.octets();
+                let (halves, _) = bytes.as_chunks::<8>();
+                [halves[0], halves[1]].map(u64::from_ne_bytes)
+            }
+        };
+        let service = service_key(ifindex, port.to_be());
+        let first = served_slot(address, service);
+        let slot = (0..PROBES)
+            .map(|probe| (first + probe) & (SERVED_SLOTS - 1))
+            .find(|&slot| self.served[slot as usize].service.load() == 0)?;
+        let served = &self.served[slot as usize];
+        served.address[0].store(address[0]);
+        served.address[1].store(address[1]);
+        served.service.store(service);
+        Some(slot)
     }
 
     /// The interfaces' slots.
@@ -273,6 +322,11 @@ fn interface_name(index: u32) -> Option<String> {
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+fn xdp<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut Xdp, LoadError> {
+    ebpf.program_mut(name)
+        .ok_or_else(|| LoadError::Refused(format!("the object has no program `{name}`")))?
+        .try_into()
+        .map_err(|error| refused(&error))
 }
 
 fn segments(ebpf: &mut Ebpf, name: &'static str, slots: u32) -> Result<Segments, LoadError> {

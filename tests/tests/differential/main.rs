@@ -25,7 +25,7 @@ use fastrand::Rng;
 use peak_common::{
     abi::{
         Control, Counters, HEAP_SEGMENTS, RECORD_HEADER_WORDS, RecordHead, SEGMENT_GRANULES,
-        Segment, Served, SetDescriptor, mapped, served_slot, service_key,
+        Segment, Served, SetDescriptor,
     },
     packet::Buffer,
     respond::{Scratch, respond},
@@ -257,31 +257,12 @@ impl Bench {
     }
 
     fn register(&self) {
-        let interface = &self.program.interfaces()[IFINDEX as usize];
-        let mut mac = [0; 8];
-        mac[..6].copy_from_slice(&query::MAC);
-        interface.mac.store(u64::from_le_bytes(mac));
-        interface.mtu.store(MTU);
-        interface.ifindex.store(IFINDEX.into());
+        self.program
+            .describe(IFINDEX, IFINDEX, query::MAC, MTU as u32);
         for (address, port) in servers() {
-            let address = match address {
-                IpAddr::V4(address) => mapped(address.octets()),
-                IpAddr::V6(address) => {
-                    let octets = address.octets();
-                    let (halves, _) = octets.as_chunks::<8>();
-                    [halves[0], halves[1]].map(u64::from_ne_bytes)
-                }
-            };
-            let service = service_key(IFINDEX, port.to_be());
-            let served = self.program.served();
-            let first = served_slot(address, service) as usize;
-            let slot = (first..)
-                .map(|slot| &served[slot % served.len()])
-                .find(|slot| slot.service.load() == 0)
+            self.program
+                .serve(IFINDEX, address, port)
                 .expect("there is room for a few");
-            slot.address[0].store(address[0]);
-            slot.address[1].store(address[1]);
-            slot.service.store(service);
         }
     }
 

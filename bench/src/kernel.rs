@@ -1,0 +1,515 @@
+//! `cargo xtask bench kernel`: what the program costs a packet, by BPF_PROG_TEST_RUN.
+//!
+//! A sample is the mean of a batch of runs in one system call, in the calling thread's own time on the processor. In each
+//! round of a case its programs run one after the other, so that all see the same machine. Each run restores the packet, with the
+//! next of the case's names, and what restoring alone costs (the median) is subtracted.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use aya::{
+    Pod, TestRun, TestRunOptions,
+    maps::{Array, HashMap},
+};
+use fastrand::Rng;
+use hickory_proto::rr::RecordType;
+use peak_common::{
+    abi::COUNTERS,
+    bench::{FRAME, KEY, Template},
+    verdict::{Outcome, PassReason, QueryType, Verdict},
+};
+use peak_userspace::{
+    dataplane::{
+        compile::Table,
+        kernel::KernelMemory,
+        loader::{Kernel, LoadOptions, Program},
+        table::Writer,
+    },
+    name::Name,
+    snapshot::{ServiceKey, ServiceRecords, Snapshot, SnapshotConfig},
+};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::{
+    frame,
+    report::{Figure, Report, Samples},
+};
+
+/// What the program costs a packet, case by case, beside a yardstick and an empty program
+///
+/// Times are above the empty program's, and without what it costs to restore the packet before each run. `gate` is what a
+/// case may cost, scaled by the yardstick: a program that copies 64 bytes of the packet and looks them up in a hash map.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The benchmark's build of the XDP program
+    #[arg(long, hide = true)]
+    object: PathBuf,
+    /// Only cases whose name contains this
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
+    /// Few samples: does it run at all?
+    #[arg(long)]
+    quick: bool,
+    /// `json` adds one object as the last line
+    #[arg(long, value_name = "FORMAT", default_value = "table", value_parser = ["table", "json"])]
+    output: String,
+}
+
+/// The loopback device's index, and its slot: where BPF_PROG_TEST_RUN's frames come in.
+const IFINDEX: u32 = 1;
+const MTU: u32 = 1500;
+/// The longest frame that BPF_PROG_TEST_RUN takes without a second buffer, and one that has no room at its tail: a page without
+/// XDP_PACKET_HEADROOM and `struct skb_shared_info`.
+const WHOLE_BUFFER: usize = 4096 - 256 - 320;
+/// How many names are asked at random, of a table of as many.
+const SIZES: [u32; 3] = [1, 1 << 14, 1 << 17];
+/// A yardstick's nanoseconds on the machine that gates are given for.
+const YARDSTICK: f64 = 32.0;
+
+/// What is loaded: the agent's program, to be described, and what is run.
+const PROGRAMS: [&str; 5] = ["peak", "pass", "yardstick", "restore_only", "restored"];
+
+/// One row.
+struct Case {
+    name: &'static str,
+    services: Services,
+    asked: Asked,
+    by_head: bool,
+    sizes: &'static [u32],
+    verdict: Verdict,
+    /// Nanoseconds for each of the sizes.
+    gates: [f64; 3],
+}
+
+/// What each service of the table has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Services {
+    /// An address of each family.
+    Dual,
+    /// An IPv6 address.
+    V6,
+    /// 8 IPv6 addresses.
+    Eight,
+}
+
+enum Asked {
+    /// Name and type, with or without OPT. The 8 digits of the name vary.
+    Query(&'static str, RecordType, bool),
+    Segment,
+}
+
+/// 40 bytes on the wire.
+const STORED: &str = "web00000000.workload.svc.cluster.local.";
+const MISSING: &str = "ask00000000.workload.svc.cluster.local.";
+const FOREIGN: &str = "www00000000.services.example.com.";
+/// Where the digits begin, after the first label's length.
+const DIGITS: usize = 4;
+
+const CASES: &[Case] = &[
+    Case {
+        name: "aaaa_hit",
+        services: Services::Dual,
+        asked: Asked::Query(STORED, RecordType::AAAA, false),
+        by_head: false,
+        sizes: &SIZES,
+        verdict: Verdict::Answered(QueryType::Aaaa, Outcome::Records),
+        gates: [50.0, 110.0, 250.0],
+    },
+    Case {
+        name: "aaaa_hit_grown_by_head",
+        services: Services::Dual,
+        asked: Asked::Query(STORED, RecordType::AAAA, false),
+        by_head: true,
+        sizes: &SIZES,
+        verdict: Verdict::Answered(QueryType::Aaaa, Outcome::Records),
+        gates: [f64::NAN; 3],
+    },
+    Case {
+        name: "aaaa_hit_opt",
+        services: Services::Dual,
+        asked: Asked::Query(STORED, RecordType::AAAA, true),
+        by_head: false,
+        sizes: &SIZES,
+        verdict: Verdict::Answered(QueryType::Aaaa, Outcome::Records),
+        gates: [65.0, f64::NAN, f64::NAN],
+    },
+    Case {
+        name: "a_hit",
+        services: Services::Dual,
+        asked: Asked::Query(STORED, RecordType::A, false),
+        by_head: false,
+        sizes: &SIZES,
+        verdict: Verdict::Answered(QueryType::A, Outcome::Records),
+        gates: [f64::NAN; 3],
+    },
+    Case {
+        name: "nxdomain",
+        services: Services::Dual,
+        asked: Asked::Query(MISSING, RecordType::AAAA, false),
+        by_head: false,
+        sizes: &SIZES,
+        verdict: Verdict::Answered(QueryType::Aaaa, Outcome::NxDomain),
+        gates: [90.0, f64::NAN, f64::NAN],
+    },
+    Case {
+        name: "foreign_name",
+        services: Services::Dual,
+        asked: Asked::Query(FOREIGN, RecordType::AAAA, false),
+        by_head: false,
+        sizes: &SIZES,
+        verdict: Verdict::Passed(PassReason::ForeignName),
+        gates: [45.0, f64::NAN, f64::NAN],
+    },
+    Case {
+        name: "not_dns",
+        services: Services::Dual,
+        asked: Asked::Segment,
+        by_head: false,
+        sizes: &[1],
+        verdict: Verdict::Passed(PassReason::NotUdp),
+        gates: [12.0, f64::NAN, f64::NAN],
+    },
+    Case {
+        name: "nodata",
+        services: Services::V6,
+        asked: Asked::Query(STORED, RecordType::A, false),
+        by_head: false,
+        sizes: &SIZES,
+        verdict: Verdict::Answered(QueryType::A, Outcome::NoData),
+        gates: [90.0, f64::NAN, f64::NAN],
+    },
+    Case {
+        name: "aaaa_8_records",
+        services: Services::Eight,
+        asked: Asked::Query(STORED, RecordType::AAAA, false),
+        by_head: false,
+        sizes: &SIZES,
+        verdict: Verdict::Answered(QueryType::Aaaa, Outcome::Records),
+        gates: [90.0, f64::NAN, f64::NAN],
+    },
+];
+
+/// A gate of a figure, nanoseconds where the yardstick costs [`YARDSTICK`].
+fn gate(figure: &Figure) -> Option<f64> {
+    let case = CASES.iter().find(|case| case.name == figure.name)?;
+    let size = SIZES
+        .iter()
+        .position(|&size| figure.labels.get("names") == Some(&size.into()))?;
+    Some(case.gates[size]).filter(|gate| !gate.is_nan())
+}
+
+/// How much is measured.
+struct Effort {
+    rounds: usize,
+    /// Runs in one batch.
+    runs: u32,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let object =
+        fs::read(&args.object).with_context(|| format!("cannot read {}", args.object.display()))?;
+    let effort = if args.quick {
+        Effort {
+            rounds: 5,
+            runs: 2_000,
+        }
+    } else {
+        Effort {
+            rounds: 150,
+            runs: 20_000,
+        }
+    };
+    let cases: Vec<_> = CASES
+        .iter()
+        .filter(|case| case.name.contains(&args.only))
+        .collect();
+    if cases.is_empty() {
+        let names: Vec<_> = CASES.iter().map(|case| case.name).collect();
+        bail!(
+            "no case is called like {:?}: there are {}",
+            args.only,
+            names.join(", ")
+        );
+    }
+
+    let mut report = Report::new("kernel");
+    let mut common = Common::default();
+    for services in [Services::Dual, Services::V6, Services::Eight] {
+        for size in SIZES {
+            let cases: Vec<_> = cases
+                .iter()
+                .filter(|case| case.services == services && case.sizes.contains(&size))
+                .collect();
+            if cases.is_empty() {
+                continue;
+            }
+            eprintln!("loading the program, and a table of {size} services");
+            let mut bench = Bench::new(&object, services, size)?;
+            for case in cases {
+                eprintln!("{}, {size} names", case.name);
+                let samples = bench.measure(case, &effort, &mut common)?;
+                report.add(case.name, &[("names", size.into())], "ns", &samples);
+            }
+            bench.describe(&mut common)?;
+        }
+    }
+    common.report(&mut report);
+
+    print(&report);
+    if args.output == "json" {
+        println!("{}", serde_json::to_string(&report)?);
+    }
+    Ok(())
+}
+
+/// Figures of all cases together.
+#[derive(Default)]
+struct Common {
+    empty: Vec<f64>,
+    yardstick: Vec<f64>,
+    restore: Vec<f64>,
+    instructions: f64,
+    jited: f64,
+}
+
+impl Common {
+    fn report(self, report: &mut Report) {
+        let empty = Samples::new(self.empty);
+        let above = |values| Samples::new(values).above(empty.median());
+        report.add("empty", &[], "ns", &empty);
+        report.add("yardstick", &[], "ns", &above(self.yardstick));
+        report.add("restore", &[], "ns", &above(self.restore));
+        let once = |value| Samples::new(vec![value]);
+        report.add(
+            "verified_instructions",
+            &[],
+            "instructions",
+            &once(self.instructions),
+        );
+        report.add("jited_size", &[], "bytes", &once(self.jited));
+    }
+}
+
+fn print(report: &Report) {
+    let yardstick = report
+        .results
+        .iter()
+        .find(|figure| figure.name == "yardstick")
+        .map_or(YARDSTICK, |figure| figure.median);
+    println!(
+        "{:<24} {:>7} {:>9} {:>9} {:>9} {:>11} {:>8}",
+        "", "names", "min", "median", "p99", "yardsticks", "gate"
+    );
+    for figure in &report.results {
+        let names = figure
+            .labels
+            .get("names")
+            .map_or(String::new(), u64::to_string);
+        print!(
+            "{:<24} {names:>7} {:>9.1} {:>9.1} {:>9.1}",
+            figure.name, figure.min, figure.median, figure.p99
+        );
+        if figure.unit == "ns" {
+            print!(" {:>11.2}", figure.median / yardstick);
+        } else {
+            print!(" {}", figure.unit);
+        }
+        if let Some(gate) = gate(figure) {
+            let gate = gate * yardstick / YARDSTICK;
+            let reached = if figure.median <= gate {
+                ""
+            } else {
+                "  missed"
+            };
+            print!(" {gate:>8.1}{reached}");
+        }
+        println!();
+    }
+}
+
+/// The benchmark's programs over one table.
+struct Bench {
+    program: Program,
+    words: Array<aya::maps::MapData, u64>,
+    template: Array<aya::maps::MapData, Shared>,
+    size: u32,
+    /// A query whose beginning the yardstick's map holds.
+    stored: Vec<u8>,
+    /// Holds the table's maps.
+    _table: Table<KernelMemory>,
+}
+
+/// [`Template`], for aya.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Shared(Template);
+// SAFETY: integers and bytes without padding between them.
+unsafe impl Pod for Shared {}
+
+impl Bench {
+    fn new(object: &[u8], services: Services, size: u32) -> Result<Self> {
+        let Kernel {
+            memory,
+            mut program,
+        } = Kernel::load_object(object, &PROGRAMS, LoadOptions::default(), |loader| {
+            loader.map_max_entries("WORDS", size);
+        })?;
+        program.describe(IFINDEX, IFINDEX, frame::MAC, MTU);
+        program
+            .serve(IFINDEX, frame::SERVER.into(), frame::PORT)
+            .context("there is room for one address")?;
+        let mut take = |name| program.take_map(name).with_context(|| name);
+        let words = Array::try_from(take("WORDS")?)?;
+        let template = Array::try_from(take("TEMPLATE")?)?;
+        let mut yardstick: HashMap<_, [u8; KEY], u64> = HashMap::try_from(take("YARDSTICK")?)?;
+        let (stored, _) = frame::query(STORED, RecordType::AAAA, false)?;
+        yardstick.insert(stored.first_chunk::<KEY>().context("a frame")?, &1, 0)?;
+
+        let snapshot = snapshot(services, size);
+        let mut table = Table::new(Writer::create(memory)?, snapshot.zones())?;
+        table.sync(&snapshot);
+        Ok(Self {
+            program,
+            words,
+            template,
+            size,
+            stored,
+            _table: table,
+        })
+    }
+
+    /// What the case costs, above restoring.
+    fn measure(&mut self, case: &Case, effort: &Effort, common: &mut Common) -> Result<Samples> {
+        let (frame, varied) = match case.asked {
+            Asked::Query(name, query_type, edns) => {
+                let (frame, name) = frame::query(name, query_type, edns)?;
+                (frame, name + DIGITS)
+            }
+            Asked::Segment => (frame::segment()?, 14 + 40 + 20),
+        };
+        self.prepare(&frame, varied, case.by_head)?;
+        let mut buffer = frame.clone();
+        if case.by_head {
+            buffer.resize(WHOLE_BUFFER, 0);
+        }
+
+        let stored = self.stored.clone();
+        let before = self.program.counters(IFINDEX)?;
+        let mut whole = Vec::new();
+        let mut restoring = Vec::new();
+        for _ in 0..effort.rounds {
+            common.empty.push(self.batch("pass", &stored, effort.runs)?);
+            let yardstick = self.batch("yardstick", &stored, effort.runs)?;
+            common.yardstick.push(yardstick);
+            restoring.push(self.batch("restore_only", &buffer, effort.runs)?);
+            whole.push(self.batch("restored", &buffer, effort.runs)?);
+        }
+        let after = self.program.counters(IFINDEX)?;
+        let runs = effort.rounds as u64 * u64::from(effort.runs);
+        for i in 0..COUNTERS {
+            let wanted = if i == case.verdict.index() { runs } else { 0 };
+            ensure!(
+                after[i] - before[i] == wanted,
+                "{}: {} packets ended as verdict {i}, and {wanted} should have",
+                case.name,
+                after[i] - before[i]
+            );
+        }
+        let restore = Samples::new(restoring.clone()).median();
+        if case.name == CASES[0].name {
+            common.restore.append(&mut restoring);
+        }
+        Ok(Samples::new(whole).above(restore))
+    }
+
+    /// Sets the frame that each run begins with.
+    fn prepare(&mut self, frame: &[u8], varied: usize, by_head: bool) -> Result<()> {
+        let mut numbers: Vec<u32> = (0..self.size).collect();
+        Rng::with_seed(1).shuffle(&mut numbers);
+        for (i, number) in (0..).zip(numbers) {
+            let digits = format!("{number:08}");
+            let word = u64::from_le_bytes(*digits.as_bytes().first_chunk().context("8 digits")?);
+            self.words.set(i, &word, 0)?;
+        }
+        let mut template = Template {
+            length: frame.len() as u32,
+            varied: varied as u32,
+            words: self.size,
+            next: 0,
+            by_head: by_head.into(),
+            reserved: 0,
+            frame: [0; FRAME],
+        };
+        template.frame[..frame.len()].copy_from_slice(frame);
+        self.template.set(0, &Shared(template), 0)?;
+        Ok(())
+    }
+
+    /// Nanoseconds for each of so many runs of a program.
+    fn batch(&mut self, program: &str, frame: &[u8], runs: u32) -> Result<f64> {
+        let program = self.program.xdp(program)?;
+        let begin = processor_time();
+        let result = program.test_run(TestRunOptions {
+            data_in: Some(frame),
+            repeat: runs,
+            ..TestRunOptions::default()
+        })?;
+        let time = processor_time() - begin;
+        // From linux/bpf.h: XDP_ABORTED.
+        ensure!(result.return_value != 0, "a run was aborted");
+        Ok(time.as_nanos() as f64 / f64::from(runs))
+    }
+
+    fn describe(&mut self, common: &mut Common) -> Result<()> {
+        let info = self.program.xdp("peak")?.info()?;
+        common.instructions = info
+            .verified_instruction_count()
+            .context("the kernel tells no count of verified instructions")?
+            .into();
+        common.jited = info.size_jitted().into();
+        Ok(())
+    }
+}
+
+/// How long this thread has been on a processor, system calls included.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// As many services as are asked for.
+fn snapshot(services: Services, size: u32) -> Snapshot {
+    let v6 = |service: u32, i: u16| {
+        let [high, low] = [(service >> 16) as u16, service as u16];
+        IpAddr::from(Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, high, low, i))
+    };
+    let v4 = |service: u32| IpAddr::from(Ipv4Addr::from_bits(0x0a80_0000 | service));
+    let records = |service: u32| ServiceRecords {
+        addresses: match services {
+            Services::Dual => [v6(service, 1), v4(service)].into_iter().collect(),
+            Services::V6 => [v6(service, 1)].into_iter().collect(),
+            Services::Eight => (1..=8).map(|i| v6(service, i)).collect(),
+        },
+        endpoints: [].into(),
+    };
+    let (snapshot, _) = Snapshot::empty(SnapshotConfig {
+        zones: [Name::parse("cluster.local").expect("a name")].into(),
+        ttl: 5,
+        nameservers: [IpAddr::from(frame::SERVER)].into(),
+    })
+    .with(
+        (0..size)
+            .map(|service| {
+                let key = ServiceKey::new("workload", format!("web{service:08}"));
+                (key, Some(records(service)))
+            })
+            .collect(),
+        SystemTime::now(),
+    );
+    snapshot
+}

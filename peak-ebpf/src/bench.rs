@@ -1,0 +1,93 @@
+//! What benchmarks measure by: programs for `BPF_PROG_TEST_RUN` that no agent ever loads.
+//!
+//! Repeated runs get the frame that the run before has left, which is a reply. So each begins by making it a query again,
+//! and one with another name than before.
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    btf_maps::{Array, HashMap},
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_store_bytes},
+    macros::{btf_map, xdp},
+    programs::XdpContext,
+};
+use peak_common::{
+    bench::{FRAME, KEY, Template},
+    packet::Packet,
+};
+
+use crate::xdp_packet::XdpPacket;
+
+#[btf_map]
+static TEMPLATE: Array<Template, 1> = Array::new();
+
+/// What is written into the template, one after the other. The loader says how many there are.
+#[btf_map]
+static WORDS: Array<u64, 1> = Array::new();
+
+/// [`crate::peak`] on a restored frame.
+#[xdp(frags)]
+pub fn restored(ctx: XdpContext) -> u32 {
+    match restore(&ctx) {
+        Some(()) => crate::run(ctx),
+        None => xdp_action::XDP_ABORTED,
+    }
+}
+
+/// What [`restored`] does before the program begins.
+#[xdp(frags)]
+pub fn restore_only(ctx: XdpContext) -> u32 {
+    match restore(&ctx) {
+        Some(()) => xdp_action::XDP_PASS,
+        None => xdp_action::XDP_ABORTED,
+    }
+}
+
+/// Makes the frame the template again, with the next of the words.
+#[inline(always)]
+fn restore(ctx: &XdpContext) -> Option<()> {
+    // SAFETY: benchmarks run one program at a time.
+    let template = unsafe { &mut *TEMPLATE.get_ptr_mut(0)? };
+    let word = *WORDS.get(template.next)?;
+    template.next += 1;
+    if template.next >= template.words {
+        template.next = 0;
+    }
+    let length = template.length & (FRAME as u32 - 1);
+    if length == 0 {
+        return None;
+    }
+    let growth = length as i32 - XdpPacket::new(ctx).len() as i32;
+    // SAFETY: the context is the kernel's; the frame is longer than the template or made so by these calls, the kernel
+    // checks it, and no pointer into it is kept.
+    unsafe {
+        let resized = if template.by_head != 0 {
+            bpf_xdp_adjust_head(ctx.ctx, -growth)
+        } else {
+            bpf_xdp_adjust_tail(ctx.ctx, growth)
+        };
+        if resized != 0
+            || bpf_xdp_store_bytes(ctx.ctx, 0, template.frame.as_mut_ptr().cast(), length) != 0
+        {
+            return None;
+        }
+    }
+    let varied = template.varied as usize & (FRAME - 1);
+    *XdpPacket::new(ctx).window_mut::<8>(varied)? = word.to_le_bytes();
+    Some(())
+}
+
+#[btf_map]
+static YARDSTICK: HashMap<[u8; KEY], u64, 1> = HashMap::new();
+
+/// The measure of other machines: copies 64 bytes of the frame, and looks them up in the kernel's own hash map.
+#[xdp(frags)]
+pub fn yardstick(ctx: XdpContext) -> u32 {
+    let Some(key) = XdpPacket::new(&ctx).window::<KEY>(0).copied() else {
+        return xdp_action::XDP_ABORTED;
+    };
+    // SAFETY: nobody changes the map meanwhile.
+    match unsafe { YARDSTICK.get(&key) } {
+        Some(_) => xdp_action::XDP_PASS,
+        None => xdp_action::XDP_ABORTED,
+    }
+}
