@@ -25,7 +25,7 @@ use peak_common::{
     abi::Interface,
     respond::{self, Decision},
     table,
-    verdict::{AbortReason, Kind, PassReason, Verdict},
+    verdict::{Kind, PassReason, Verdict},
 };
 
 use crate::{maps::Maps, xdp_packet::XdpPacket};
@@ -100,40 +100,21 @@ fn respond(ctx: &XdpContext, row: u32, interface: &Interface) -> usize {
     let Some(scratch) = maps::scratch() else {
         return Verdict::Passed(PassReason::NotReady).index();
     };
-    if let Err(reason) = respond::parse(&XdpPacket::new(ctx), scratch, &Maps, interface) {
-        return Verdict::Passed(reason).index();
+    let decided = respond::parse(&XdpPacket::new(ctx), scratch, &Maps, interface)
+        .and_then(|()| respond::look_up(scratch, &Maps, draw));
+    match decided {
+        Ok(Decision::Answer) => {}
+        Ok(Decision::Absent) => match deny() {
+            GO_ON => {}
+            verdict => return verdict as usize,
+        },
+        Err(reason) => return Verdict::Passed(reason).index(),
     }
-    let verdict = match look_up() {
-        ABSENT => deny(),
-        verdict => verdict,
-    };
-    if verdict != GO_ON {
-        return verdict as usize;
-    }
-    match make_room(ctx.ctx, row) {
-        GO_ON => write(ctx.ctx) as usize,
-        verdict => verdict as usize,
-    }
+    finish(ctx.ctx, row) as usize
 }
 
-/// What a stage returns where the next one is to go on: no verdict's index.
+/// What [`deny`] returns where an answer is to be written: no verdict's index.
 const GO_ON: u32 = u32::MAX;
-/// What [`look_up`] returns where the name is not in the table.
-const ABSENT: u32 = GO_ON - 1;
-
-/// [`respond::look_up`]: [`GO_ON`], [`ABSENT`], or a verdict's index.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn look_up() -> u32 {
-    let Some(scratch) = maps::scratch() else {
-        return Verdict::Passed(PassReason::NotReady).index() as u32;
-    };
-    match respond::look_up(scratch, &Maps, draw) {
-        Ok(Decision::Answer) => GO_ON,
-        Ok(Decision::Absent) => ABSENT,
-        Err(reason) => Verdict::Passed(reason).index() as u32,
-    }
-}
 
 /// [`respond::deny`]: [`GO_ON`], or a verdict's index.
 #[unsafe(no_mangle)]
@@ -164,52 +145,20 @@ extern "C" fn below_subtree(labels: u32) -> u32 {
     ))
 }
 
-/// [`respond::make_room`] for the interface in slot `row`: [`GO_ON`], or a verdict's index.
+/// [`respond::make_room`] and [`respond::write`] for the interface in slot `row`: a verdict's index.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn make_room(ctx: *mut xdp_md, row: u32) -> u32 {
+extern "C" fn finish(ctx: *mut xdp_md, row: u32) -> u32 {
     let (Some(scratch), Some(interface)) = (maps::scratch(), maps::interface(row)) else {
         return Verdict::Passed(PassReason::NotReady).index() as u32;
     };
     let ctx = XdpContext::new(ctx);
-    match respond::make_room(&mut XdpPacket::new(&ctx), scratch, interface) {
-        Ok(()) => GO_ON,
-        Err(verdict) => verdict.index() as u32,
-    }
-}
-
-/// [`respond::write`]: a verdict's index.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn write(ctx: *mut xdp_md) -> u32 {
-    let Some(scratch) = maps::scratch() else {
-        return Verdict::Aborted(AbortReason::Table).index() as u32;
-    };
-    let context = XdpContext::new(ctx);
-    let mut packet = XdpPacket::new(&context);
-    let written = respond::write(&mut packet, scratch, &Maps, |_| match write_records(ctx) {
-        NOT_WRITTEN => None,
-        sum => Some(sum),
-    });
-    let verdict = match written {
-        Ok((query_type, outcome)) => Verdict::Answered(query_type, outcome),
-        Err(reason) => Verdict::Aborted(reason),
+    let mut packet = XdpPacket::new(&ctx);
+    let verdict = match respond::make_room(&mut packet, scratch, interface) {
+        Ok(()) => respond::write(&mut packet, scratch, &Maps),
+        Err(verdict) => verdict,
     };
     verdict.index() as u32
-}
-
-/// What [`write_records`] returns where it fails: no sum of so few records.
-const NOT_WRITTEN: u64 = u64::MAX;
-
-/// [`respond::write_records`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn write_records(ctx: *mut xdp_md) -> u64 {
-    let Some(scratch) = maps::scratch() else {
-        return NOT_WRITTEN;
-    };
-    let ctx = XdpContext::new(ctx);
-    respond::write_records(&mut XdpPacket::new(&ctx), scratch, &Maps).unwrap_or(NOT_WRITTEN)
 }
 
 /// Passes everything. A veth device delivers frames that its peer sends by XDP_TX only if it has a program of

@@ -80,6 +80,11 @@ impl Packet for XdpPacket<'_> {
     }
 
     #[inline(always)]
+    fn forget(&mut self) {
+        self.reload();
+    }
+
+    #[inline(always)]
     fn make_room(&mut self, length: usize) -> Result<Room, ResizeError> {
         // Of a frame in several parts, the helpers would resize the last.
         // SAFETY: the context is the one that the kernel gave.
