@@ -52,6 +52,9 @@ pub(crate) struct Args {
     /// Only cases whose name contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
+    /// Only tables of this many names
+    #[arg(long, value_name = "NUMBER")]
+    names: Option<u32>,
     /// Few samples: does it run at all?
     #[arg(long)]
     quick: bool,
@@ -244,6 +247,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let cases: Vec<_> = cases
                 .iter()
                 .filter(|case| case.services == services && case.sizes.contains(&size))
+                .filter(|_| args.names.is_none_or(|names| names == size))
                 .collect();
             if cases.is_empty() {
                 continue;

@@ -88,7 +88,8 @@ pub trait Packet {
             return None;
         }
         let beyond = offset + 8 - length;
-        let bytes = self.window::<8>(length - 8)?;
+        // A number of its own, so that its bounds are checked, and not those of what it is derived from.
+        let bytes = self.window::<8>(forget(length - 8, offset as u64))?;
         Some(u64::from_le_bytes(*bytes) >> ((8 * beyond) & 63))
     }
 }

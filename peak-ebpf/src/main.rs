@@ -23,7 +23,7 @@ use aya_ebpf::{
 use aya_log_ebpf::{error, info};
 use peak_common::{
     abi::Interface,
-    respond::{self, Decision},
+    respond::{self, Decision, Scratch},
     table,
     verdict::{Kind, PassReason, Verdict},
 };
@@ -72,7 +72,7 @@ fn run(ctx: XdpContext) -> u32 {
         // The agent registers an interface before it attaches the program: this is not ours.
         return xdp_action::XDP_PASS;
     };
-    let verdict = respond(&ctx, row, interface);
+    let verdict = respond(&ctx, interface);
     maps::count(row, verdict);
 
     let one_in = loaded(&LOG_ONE_IN);
@@ -96,7 +96,7 @@ fn run(ctx: XdpContext) -> u32 {
 /// As [`peak_common::respond::respond`], and the verdict's index; the later stages are functions that the verifier
 /// checks by themselves.
 #[inline(always)]
-fn respond(ctx: &XdpContext, row: u32, interface: &Interface) -> usize {
+fn respond(ctx: &XdpContext, interface: &Interface) -> usize {
     let Some(scratch) = maps::scratch() else {
         return Verdict::Passed(PassReason::NotReady).index();
     };
@@ -110,7 +110,7 @@ fn respond(ctx: &XdpContext, row: u32, interface: &Interface) -> usize {
         },
         Err(reason) => return Verdict::Passed(reason).index(),
     }
-    finish(ctx.ctx, row) as usize
+    finish(ctx, scratch, interface) as usize
 }
 
 /// What [`deny`] returns where an answer is to be written: no verdict's index.
@@ -146,14 +146,9 @@ extern "C" fn below_subtree(labels: u32) -> u32 {
 }
 
 /// [`respond::make_room`] and [`respond::write`] for the interface in slot `row`: a verdict's index.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn finish(ctx: *mut xdp_md, row: u32) -> u32 {
-    let (Some(scratch), Some(interface)) = (maps::scratch(), maps::interface(row)) else {
-        return Verdict::Passed(PassReason::NotReady).index() as u32;
-    };
-    let ctx = XdpContext::new(ctx);
-    let mut packet = XdpPacket::new(&ctx);
+#[inline(always)]
+fn finish(ctx: &XdpContext, scratch: &Scratch, interface: &Interface) -> u32 {
+    let mut packet = XdpPacket::new(ctx);
     let verdict = match respond::make_room(&mut packet, scratch, interface) {
         Ok(()) => respond::write(&mut packet, scratch, &Maps),
         Err(verdict) => verdict,
