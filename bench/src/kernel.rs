@@ -1,8 +1,8 @@
 //! `cargo xtask bench kernel`: what the program costs a packet, by BPF_PROG_TEST_RUN.
 //!
 //! A sample is the mean of a batch of runs in one system call, in the calling thread's own time on the processor. In each
-//! round of a case its programs run one after the other, so that all see the same machine. Each run restores the packet, with the
-//! next of the case's names, and what restoring alone costs (the median) is subtracted.
+//! round of a case its programs run one after the other, so that all see the same machine. Each run restores the packet,
+//! with the next of the case's names; what restoring costs alone, in the same round, is subtracted.
 
 use std::{
     fs,
@@ -37,7 +37,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
     frame,
-    report::{Figure, Report, Samples},
+    report::{Figure, Report, Samples, Summary},
 };
 
 /// What the program costs a packet, case by case, beside a yardstick and an empty program
@@ -256,8 +256,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let mut bench = Bench::new(&object, services, size)?;
             for case in cases {
                 eprintln!("{}, {size} names", case.name);
-                let samples = bench.measure(case, &effort, &mut common)?;
-                report.add(case.name, &[("names", size.into())], "ns", &samples);
+                let summary = bench.measure(case, &effort, &mut common)?;
+                report.add(case.name, &[("names", size.into())], "ns", summary);
             }
             bench.describe(&mut common)?;
         }
@@ -274,28 +274,33 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// Figures of all cases together.
 #[derive(Default)]
 struct Common {
-    empty: Vec<f64>,
-    yardstick: Vec<f64>,
-    restore: Vec<f64>,
+    empty: Samples,
+    yardstick: Samples,
+    restore: Samples,
+    /// Of the rounds in which restoring was measured.
+    empty_beside_restore: Samples,
     instructions: f64,
     jited: f64,
 }
 
 impl Common {
-    fn report(self, report: &mut Report) {
-        let empty = Samples::new(self.empty);
-        let above = |values| Samples::new(values).above(empty.median());
-        report.add("empty", &[], "ns", &empty);
-        report.add("yardstick", &[], "ns", &above(self.yardstick));
-        report.add("restore", &[], "ns", &above(self.restore));
-        let once = |value| Samples::new(vec![value]);
+    fn report(&self, report: &mut Report) {
+        report.add("empty", &[], "ns", self.empty.summary());
+        report.add("yardstick", &[], "ns", self.yardstick.without(&self.empty));
+        report.add(
+            "restore",
+            &[],
+            "ns",
+            self.restore.without(&self.empty_beside_restore),
+        );
+        let once = |value| Samples(vec![value]).summary();
         report.add(
             "verified_instructions",
             &[],
             "instructions",
-            &once(self.instructions),
+            once(self.instructions),
         );
-        report.add("jited_size", &[], "bytes", &once(self.jited));
+        report.add("jited_size", &[], "bytes", once(self.jited));
     }
 }
 
@@ -388,7 +393,7 @@ impl Bench {
     }
 
     /// What the case costs, above restoring.
-    fn measure(&mut self, case: &Case, effort: &Effort, common: &mut Common) -> Result<Samples> {
+    fn measure(&mut self, case: &Case, effort: &Effort, common: &mut Common) -> Result<Summary> {
         let (frame, varied) = match case.asked {
             Asked::Query(name, query_type, edns) => {
                 let (frame, name) = frame::query(name, query_type, edns)?;
@@ -404,14 +409,15 @@ impl Bench {
 
         let stored = self.stored.clone();
         let before = self.program.counters(IFINDEX)?;
-        let mut whole = Vec::new();
-        let mut restoring = Vec::new();
+        let [mut empty, mut restore, mut whole] = [const { Samples(Vec::new()) }; 3];
         for _ in 0..effort.rounds {
-            common.empty.push(self.batch("pass", &stored, effort.runs)?);
+            empty.0.push(self.batch("pass", &stored, effort.runs)?);
             let yardstick = self.batch("yardstick", &stored, effort.runs)?;
-            common.yardstick.push(yardstick);
-            restoring.push(self.batch("restore_only", &buffer, effort.runs)?);
-            whole.push(self.batch("restored", &buffer, effort.runs)?);
+            common.yardstick.0.push(yardstick);
+            restore
+                .0
+                .push(self.batch("restore_only", &buffer, effort.runs)?);
+            whole.0.push(self.batch("restored", &buffer, effort.runs)?);
         }
         let after = self.program.counters(IFINDEX)?;
         let runs = effort.rounds as u64 * u64::from(effort.runs);
@@ -424,11 +430,13 @@ impl Bench {
                 after[i] - before[i]
             );
         }
-        let restore = Samples::new(restoring.clone()).median();
-        if case.name == CASES[0].name {
-            common.restore.append(&mut restoring);
+        let summary = whole.without(&restore);
+        common.empty.0.extend_from_slice(&empty.0);
+        if !case.by_head {
+            common.restore.0.append(&mut restore.0);
+            common.empty_beside_restore.0.append(&mut empty.0);
         }
-        Ok(Samples::new(whole).above(restore))
+        Ok(summary)
     }
 
     /// Sets the frame that each run begins with.

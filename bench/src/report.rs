@@ -53,16 +53,22 @@ impl Report {
         name: &'static str,
         labels: &[(&'static str, u64)],
         unit: &'static str,
-        samples: &Samples,
+        summary: Summary,
     ) {
+        let Summary {
+            min,
+            median,
+            p99,
+            samples,
+        } = summary;
         self.results.push(Figure {
             name,
             labels: labels.iter().copied().collect(),
             unit,
-            min: samples.quantile(0.0),
-            median: samples.median(),
-            p99: samples.quantile(0.99),
-            samples: samples.0.len(),
+            min,
+            median,
+            p99,
+            samples,
         });
     }
 }
@@ -103,30 +109,45 @@ impl Machine {
     }
 }
 
-/// Batch means, in order of size.
-#[derive(Clone, Debug)]
-pub(crate) struct Samples(Vec<f64>);
+/// Batch means, each in a round of its own.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Samples(pub(crate) Vec<f64>);
+
+/// The least, the middle and nearly the greatest of samples.
+pub(crate) struct Summary {
+    min: f64,
+    median: f64,
+    p99: f64,
+    samples: usize,
+}
 
 impl Samples {
+    pub(crate) fn summary(&self) -> Summary {
+        Summary {
+            min: self.quantile(0.0),
+            median: self.quantile(0.5),
+            p99: self.quantile(0.99),
+            samples: self.0.len(),
+        }
+    }
+
+    /// Without a cost that was measured in the same rounds. Median and p99 are those of the differences by round: what slows
+    /// a machine down for a while slows down both. The least is the difference of the least.
+    pub(crate) fn without(&self, cost: &Self) -> Summary {
+        let pairs = self.0.iter().zip(&cost.0);
+        let differences = Self(pairs.map(|(whole, cost)| whole - cost).collect());
+        Summary {
+            min: self.quantile(0.0) - cost.quantile(0.0),
+            ..differences.summary()
+        }
+    }
+
     /// # Panics
-    /// If there are none.
-    pub(crate) fn new(mut values: Vec<f64>) -> Self {
-        assert!(!values.is_empty(), "there are samples");
-        values.sort_by(f64::total_cmp);
-        Self(values)
-    }
-
-    /// Each less `cost`.
-    pub(crate) fn above(&self, cost: f64) -> Self {
-        Self(self.0.iter().map(|value| value - cost).collect())
-    }
-
-    pub(crate) fn median(&self) -> f64 {
-        self.quantile(0.5)
-    }
-
-    pub(crate) fn quantile(&self, quantile: f64) -> f64 {
-        let last = self.0.len() - 1;
-        self.0[(last as f64 * quantile).round() as usize]
+    /// If there are no samples.
+    fn quantile(&self, quantile: f64) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let last = sorted.len() - 1;
+        sorted[(last as f64 * quantile).round() as usize]
     }
 }

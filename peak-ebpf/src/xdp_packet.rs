@@ -86,18 +86,30 @@ impl Packet for XdpPacket<'_> {
 
     #[inline(always)]
     fn make_room(&mut self, length: usize) -> Result<Room, ResizeError> {
-        // Of a frame in several parts, the helpers would resize the last.
-        // SAFETY: the context is the one that the kernel gave.
-        if unsafe { bpf_xdp_get_buff_len(self.ctx.ctx) } != self.len() as u64 {
-            return Err(ResizeError::NoRoom);
-        }
         let growth = length as i32 - self.len() as i32;
-        // SAFETY: as above; the pointers into the frame, which the helpers invalidate, are read anew before anything uses them.
+        // SAFETY: the context is the one that the kernel gave; the pointers into the frame, which the helpers
+        // invalidate, are read anew before anything uses them.
         let room = unsafe {
-            if bpf_xdp_adjust_tail(self.ctx.ctx, growth) == 0 {
+            let tail = |growth| bpf_xdp_adjust_tail(self.ctx.ctx, growth) == 0;
+            // The helper resizes the last part of a frame that has several. To ask how many there are costs as much as
+            // to resize it, so that what is common, growth, is taken back instead.
+            let in_one_part = || bpf_xdp_get_buff_len(self.ctx.ctx) == self.len() as u64;
+            if growth > 0 {
+                if tail(growth) {
+                    self.reload();
+                    if self.len() == length {
+                        return Ok(Room::Tail);
+                    }
+                    tail(-growth);
+                    return Err(ResizeError::NoRoom);
+                }
+                if in_one_part() && bpf_xdp_adjust_head(self.ctx.ctx, -growth) == 0 {
+                    Room::Head(growth as usize & MAX_OFFSET)
+                } else {
+                    return Err(ResizeError::NoRoom);
+                }
+            } else if in_one_part() && tail(growth) {
                 Room::Tail
-            } else if growth > 0 && bpf_xdp_adjust_head(self.ctx.ctx, -growth) == 0 {
-                Room::Head(growth as usize & MAX_OFFSET)
             } else {
                 return Err(ResizeError::NoRoom);
             }

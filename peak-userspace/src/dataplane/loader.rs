@@ -322,6 +322,8 @@ fn interface_name(index: u32) -> Option<String> {
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
 fn xdp<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut Xdp, LoadError> {
     ebpf.program_mut(name)
         .ok_or_else(|| LoadError::Refused(format!("the object has no program `{name}`")))?
