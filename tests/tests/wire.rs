@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr, UdpSocket},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -16,7 +16,9 @@ use hickory_proto::{
     op::{Message, MessageType, ResponseCode},
     rr::{RData, RecordType, rdata::opt::EdnsOption},
 };
-use peak_tests::{Datagram, Frames, Interface, Namespace, Net, PassProgram, Peak, join, pass};
+use peak_tests::{
+    Datagram, Frames, Interface, Namespace, Net, PassProgram, Peak, eventually, join, pass,
+};
 
 /// See `zone.rs`.
 const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/zone");
@@ -242,6 +244,36 @@ fn check_headers(reply: &Datagram, wire: &Wire, client: SocketAddr, server: IpAd
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// Replies to neighbours that are not there wait until these are given up, and hold up no others meanwhile.
+#[test]
+fn sources_that_do_not_exist_hold_up_nobody() -> Result<()> {
+    const LONG_BEFORE_A_NEIGHBOUR_FAILS: Duration = Duration::from_millis(1500);
+    const QUERIES: u16 = 1000;
+    let wire = Wire::new("native", 1500)?;
+    let server = address(Net::SERVERS[1]);
+    let send = |client, id: u16| {
+        let query = query(id, RecordType::TXT, false).to_vec()?;
+        wire.frames
+            .send(&wire.frame(header(client, server), 1024 + id, &query))
+    };
+    for id in 0..QUERIES {
+        send([10, 1, 0, 100 + (id % 8) as u8].into(), id)?;
+    }
+    eventually(
+        "most queries to be read",
+        LONG_BEFORE_A_NEIGHBOUR_FAILS,
+        || Ok((wire.peak.status()?.counted().fallback >= u64::from(QUERIES) / 2).then_some(())),
+    )?;
+    // For each of the node's sockets one that it gets.
+    for id in QUERIES..QUERIES + 16 {
+        let asked = Instant::now();
+        send(address(CLIENTS[1]), id)?;
+        wire.replies(&[id])?;
+        assert!(asked.elapsed() < LONG_BEFORE_A_NEIGHBOUR_FAILS);
+    }
+    Ok(())
 }
 
 /// Tags that are in the frame stay in the reply, with priority and drop eligibility; all else is the server's own.

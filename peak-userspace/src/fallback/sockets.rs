@@ -6,6 +6,7 @@ use std::{
     thread::available_parallelism,
 };
 
+use rustix::net::sockopt::set_socket_send_buffer_size_force;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Sockets, Upstream};
@@ -16,6 +17,9 @@ const BACKLOG: i32 = 1024;
 const ATTEMPTS: usize = 16;
 /// More UDP sockets for one address bring no more answers.
 const MAX_UDP_SOCKETS: usize = 8;
+/// What replies may take, in bytes, that wait for a neighbour's address, or for the link. One neighbour that is not there
+/// holds up to 200 kB for three seconds, all that a socket has by default.
+const SEND_BUFFER: usize = 8 << 20;
 
 /// Why the fallback can't start.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +116,10 @@ fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 fn bind_udp(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
     let socket = socket(address, Type::DGRAM, Protocol::UDP)?;
     socket.set_reuse_port(true)?;
+    // Beyond the system's limit with CAP_NET_ADMIN only.
+    if set_socket_send_buffer_size_force(&socket, SEND_BUFFER).is_err() {
+        socket.set_send_buffer_size(SEND_BUFFER)?;
+    }
     socket.bind(&address.into())?;
     Ok(socket.into())
 }

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use socket2::SockRef;
 use tokio::{net::UdpSocket, time::sleep};
 use tracing::debug;
 
@@ -19,7 +20,7 @@ pub(super) async fn serve(socket: Arc<UdpSocket>, responder: Arc<Responder>) {
             received = socket.recv_from(&mut datagram) => received,
         };
         match received {
-            Ok((length, client)) => handle(&socket, &responder, &datagram[..length], client).await,
+            Ok((length, client)) => handle(&socket, &responder, &datagram[..length], client),
             Err(error) => {
                 debug!(%error, "receiving a datagram");
                 // Short of memory, most likely: not to be made worse by a busy loop.
@@ -31,16 +32,11 @@ pub(super) async fn serve(socket: Arc<UdpSocket>, responder: Arc<Responder>) {
         let Ok((length, client)) = socket.try_recv_from(&mut datagram) else {
             break;
         };
-        handle(&socket, &responder, &datagram[..length], client).await;
+        handle(&socket, &responder, &datagram[..length], client);
     }
 }
 
-async fn handle(
-    socket: &Arc<UdpSocket>,
-    responder: &Arc<Responder>,
-    message: &[u8],
-    client: SocketAddr,
-) {
+fn handle(socket: &Arc<UdpSocket>, responder: &Arc<Responder>, message: &[u8], client: SocketAddr) {
     // RFC 768: port 0 says that no reply is wanted; none could arrive either.
     if client.port() == 0 {
         responder.counters.udp.increment();
@@ -48,20 +44,22 @@ async fn handle(
         return;
     }
     match responder.react(message, Transport::Udp, client.ip()) {
-        Pending::Reply(reply) => send(socket, responder, &reply, client).await,
+        Pending::Reply(reply) => send(socket, responder, &reply, client),
         Pending::Forward(forward) => {
             let (socket, responder) = (Arc::clone(socket), Arc::clone(responder));
             responder.clone().tasks.spawn(async move {
                 let reply = responder.forward(forward, Transport::Udp, client).await;
-                send(&socket, &responder, &reply, client).await;
+                send(&socket, &responder, &reply, client);
             });
         }
         Pending::Nothing => {}
     }
 }
 
-async fn send(socket: &UdpSocket, responder: &Responder, reply: &[u8], client: SocketAddr) {
-    if let Err(error) = socket.send_to(reply, client).await {
+/// Sends a reply at once, or not at all. What waits for neighbours that are not there fills the socket's buffer for
+/// seconds: who sends from such addresses must not keep the others' queries from being read.
+fn send(socket: &UdpSocket, responder: &Responder, reply: &[u8], client: SocketAddr) {
+    if let Err(error) = SockRef::from(socket).send_to(reply, &client.into()) {
         responder.counters.replies_dropped.increment();
         debug!(%client, %error, "sending a reply");
     }
@@ -102,7 +100,7 @@ mod tests {
         });
         let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
         let query = b"\x12\x34\0\0\0\x01\0\0\0\0\0\0\x07cluster\x05local\0\0\x06\0\x01";
-        handle(&socket, &responder, query, "127.0.0.1:0".parse().unwrap()).await;
+        handle(&socket, &responder, query, "127.0.0.1:0".parse().unwrap());
         let figures = counters.figures();
         assert_eq!(
             (
@@ -114,7 +112,7 @@ mod tests {
             (1, 1, 0, 0)
         );
         // From another port the same query is answered.
-        handle(&socket, &responder, query, socket.local_addr().unwrap()).await;
+        handle(&socket, &responder, query, socket.local_addr().unwrap());
         assert_eq!(counters.servfail.get(), 1);
     }
 }
