@@ -37,7 +37,7 @@ use hickory_resolver::{
 use moka::{Expiry, sync::Cache};
 use rand::random;
 use tokio::{
-    sync::{Notify, Semaphore, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
     time::timeout,
 };
 use tracing::{debug, warn};
@@ -268,7 +268,8 @@ pub(super) struct Forwarder {
     flights: Mutex<HashMap<Key, Flight>>,
     /// Questions under way that look for a loop, by their first label.
     probes: Mutex<HashMap<Box<[u8]>, Arc<Server>>>,
-    room: Semaphore,
+    /// One permit for each question under way, and for each that waits for the same one's answer.
+    room: Arc<Semaphore>,
     counters: Arc<Counters>,
 }
 
@@ -311,7 +312,7 @@ impl Forwarder {
                 .build(),
             flights: Mutex::default(),
             probes: Mutex::default(),
-            room: Semaphore::new(limits.forwarded),
+            room: Arc::new(Semaphore::new(limits.forwarded)),
             counters,
         }
     }
@@ -338,24 +339,29 @@ impl Forwarder {
             warn!(upstream = %server.address, "a question sent to this upstream came back: it forwards to us; left out for {LOOP_PENALTY:?}");
             return failure();
         }
-        let Ok(_room) = self.room.try_acquire() else {
+        let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else {
             self.counters.forward_overload.increment();
             return failure();
         };
-        let mut landed = self.board(Key::new(forward), forward.route, client);
+        let (mut landed, _permit) = self.board(Key::new(forward), forward.route, client, permit);
         match landed.wait_for(Option::is_some).await {
             Ok(entry) => render(entry.as_ref().expect("it was waited for"), forward),
             Err(_) => failure(),
         }
     }
 
-    /// Joins the same question if it is under way, or sends it on its way.
+    /// Joins the same question if it is under way, or sends it on its way. That keeps the permit then: an asker who
+    /// goes away makes no room by it, or one who always does could have any number of questions under way.
     fn board(
         self: &Arc<Self>,
         key: Key,
         route: usize,
         client: SocketAddr,
-    ) -> watch::Receiver<Option<Arc<Entry>>> {
+        permit: OwnedSemaphorePermit,
+    ) -> (
+        watch::Receiver<Option<Arc<Entry>>>,
+        Option<OwnedSemaphorePermit>,
+    ) {
         let mut flights = lock(&self.flights);
         if let Some(flight) = flights.get(&key) {
             self.counters.forward_joined.increment();
@@ -364,7 +370,7 @@ impl Forwarder {
             if flight.asker != client {
                 self.probe(&key, route);
             }
-            return flight.landed.clone();
+            return (flight.landed.clone(), Some(permit));
         }
         let (land, landed) = watch::channel(None);
         flights.insert(
@@ -382,6 +388,7 @@ impl Forwarder {
             let landing = Landing {
                 forwarder: &this,
                 key,
+                _permit: permit,
             };
             let entry = Arc::new(this.resolve(&landing.key, route).await);
             if !entry.ttl.is_zero() {
@@ -389,7 +396,7 @@ impl Forwarder {
             }
             land.send_replace(Some(entry));
         });
-        landed
+        (landed, None)
     }
 
     async fn resolve(&self, key: &Key, route: usize) -> Entry {
@@ -468,6 +475,7 @@ impl Forwarder {
 struct Landing<'a> {
     forwarder: &'a Forwarder,
     key: Key,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Landing<'_> {

@@ -116,10 +116,11 @@ impl Connections {
 }
 
 impl Place {
-    fn set_idle(&self, since: Option<Instant>) {
-        if let Some(entry) = self.connections.lock().by_id.get_mut(&self.id) {
-            entry.idle_since = since;
-        }
+    /// `false`: the place was given to another connection.
+    fn set_idle(&self, since: Option<Instant>) -> bool {
+        let mut open = self.connections.lock();
+        let entry = open.by_id.get_mut(&self.id);
+        entry.map(|entry| entry.idle_since = since).is_some()
     }
 }
 
@@ -189,6 +190,10 @@ async fn converse(
             }
         }
         if !replies.is_empty() {
+            // Not idle before the last reply is out: who does not read keeps its place, and cannot have many more.
+            if !place.set_idle(None) {
+                break responder.counters.replies_dropped.add(pending.len() + 1);
+            }
             // The client takes too long, or is gone. RFC 7766, section 6.2.4: what is left isn't sent.
             match timeout(limits.write_timeout, stream.write_all(&replies)).await {
                 Ok(Ok(())) => {}
