@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwap;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     runtime::Runtime,
     signal::unix::{Signal, SignalKind, signal},
@@ -59,6 +60,18 @@ pub fn run(arguments: &RunArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// How many files the process may have open: as many as it can get. What one has by default is spent by a few hundred
+/// questions that wait for an upstream, and then manifests can't be read either.
+fn open_files() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    let limit = setrlimit(Resource::Nofile, most).map_or(limit, |()| most);
+    limit.current.unwrap_or(u64::MAX)
+}
+
 /// The parts, built and not yet answering.
 struct Agent {
     state: Arc<State>,
@@ -95,7 +108,7 @@ impl Agent {
             listen: places.sockets.clone(),
             upstreams: config.upstreams,
             forward_for: config.forward_for,
-            limits: Limits::default(),
+            limits: Limits::within(open_files()),
         })?;
         let binder = fallback.binder();
         let metrics = config.metrics.map(metrics::bind).transpose()?;

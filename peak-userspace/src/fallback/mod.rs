@@ -82,6 +82,22 @@ pub struct Limits {
     pub drain_timeout: Duration,
 }
 
+impl Limits {
+    /// The default ones, as far as a process may have so many open files for them. A question that waits for upstreams
+    /// takes up to seven: it is sent again from another port, and over TCP in the end.
+    #[must_use]
+    pub fn within(files: u64) -> Self {
+        let default = Self::default();
+        let share = |of: usize, part| of.min(usize::try_from(files / part).unwrap_or(of)).max(1);
+        Self {
+            connections: share(default.connections, 4),
+            connections_per_client: share(default.connections_per_client, 16),
+            forwarded: share(default.forwarded, 16),
+            ..default
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {

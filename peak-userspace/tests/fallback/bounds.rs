@@ -4,8 +4,9 @@ use std::{net::SocketAddr, time::Duration};
 
 use peak_userspace::fallback::{BindError, Fallback, FallbackConfig, Limits};
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
+    time::sleep,
 };
 
 use crate::{fixture::*, forward::silent_upstream};
@@ -194,6 +195,66 @@ async fn a_connection_that_waits_for_a_reply_is_not_idle() {
         &query,
         &receive(&mut busy).await.expect("a reply, late as it is"),
     );
+}
+
+#[tokio::test]
+async fn a_connection_whose_replies_are_not_read_is_not_idle() {
+    let server = serve(with_limits(Limits {
+        connections: 1,
+        write_timeout: Duration::from_secs(2),
+        ..Default::default()
+    }));
+    let (_deaf, mut mouth) = server.connect().await.into_split();
+    let queries = framed(&ask(HUGE, AAAA).bytes()).repeat(1000);
+    tokio::spawn(async move { mouth.write_all(&queries).await });
+    // Its replies fill every buffer between, and then none are made of what follows.
+    loop {
+        let made = server.counters.tcp_truncated.get();
+        sleep(Duration::from_millis(300)).await;
+        if made > 0 && made == server.counters.tcp_truncated.get() {
+            break;
+        }
+    }
+    assert!(is_closed(&mut server.connect().await).await);
+    assert_eq!(server.counters.connections_evicted.get(), 0);
+    until(|| server.counters.connections_timed_out.get() == 1).await;
+    assert!(is_answered(&mut server.connect().await).await);
+}
+
+#[tokio::test]
+async fn who_goes_away_makes_no_room_upstream() {
+    let upstream = silent_upstream().await;
+    let server = serve(FallbackConfig {
+        limits: Limits {
+            forwarded: 5,
+            ..Default::default()
+        },
+        ..forwarding_to(&[upstream.address])
+    });
+    for client in 0..4 {
+        let mut stream = server.connect().await;
+        for name in 0..2 {
+            let query = foreign(&format!("{name}.{client}.example"));
+            send(&mut stream, &query.bytes()).await;
+        }
+        until(|| server.counters.forwarded.get() == 2 * (client + 1)).await;
+        drop(stream);
+        until(|| server.counters.connections_open.get() == 0).await;
+    }
+    assert_eq!(server.counters.forwarding.get(), 5);
+    assert_eq!(server.counters.forward_overload.get(), 3);
+}
+
+#[test]
+fn what_may_be_open_bounds_the_rest() {
+    assert_eq!(Limits::within(u64::MAX), Limits::default());
+    assert_eq!(Limits::within(65_536), Limits::default());
+    for files in [64, 256, 1024, 4096, 20_000] {
+        let limits = Limits::within(files);
+        let most = limits.connections + 7 * limits.forwarded;
+        assert!(most as u64 * 4 <= files * 3, "{files}: {limits:?}");
+        assert!(limits.connections_per_client * 4 <= limits.connections);
+    }
 }
 
 #[tokio::test]
