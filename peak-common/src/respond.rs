@@ -183,6 +183,7 @@ fn put<const N: usize, const M: usize>(bytes: &mut [u8; N], at: usize, value: [u
 pub fn parse<P: Packet, T: Tables>(
     packet: &P,
     scratch: &mut Scratch,
+    control: &Control,
     tables: &T,
     interface: &Interface,
 ) -> Result<(), PassReason> {
@@ -201,7 +202,6 @@ pub fn parse<P: Packet, T: Tables>(
     if ethernet.destination != interface.mac.load() {
         return Err(PassReason::OtherHost);
     }
-    let control = tables.control().ok_or(PassReason::NotReady)?;
     let flags = control.flags.load();
     if flags & Control::ENABLED == 0 {
         return Err(PassReason::Disabled);
@@ -260,6 +260,7 @@ pub fn parse<P: Packet, T: Tables>(
 #[inline(always)]
 pub fn look_up<T: Tables>(
     scratch: &mut Scratch,
+    control: &Control,
     tables: &T,
     draw: impl FnOnce() -> u32,
 ) -> Result<Decision, PassReason> {
@@ -270,7 +271,6 @@ pub fn look_up<T: Tables>(
         ..
     } = scratch;
     let name = question.bounded();
-    let control = tables.control().ok_or(PassReason::NotReady)?;
     let record = match table::find(&name, buffer, control, tables) {
         Found::Present(record) => record,
         Found::Absent => return Ok(Decision::Absent),
@@ -503,8 +503,13 @@ impl Scratch {
 /// The last stage: turns the query into the answer, in a frame that has room for it. If it fails, with
 /// [`AbortReason::Table`], the frame is half-written.
 #[inline(always)]
-pub fn write<P: Packet, T: Tables>(packet: &mut P, scratch: &Scratch, tables: &T) -> Verdict {
-    match write_frame(packet, scratch, tables) {
+pub fn write<P: Packet, T: Tables>(
+    packet: &mut P,
+    scratch: &Scratch,
+    control: &Control,
+    tables: &T,
+) -> Verdict {
+    match write_frame(packet, scratch, control, tables) {
         Some((query_type, outcome)) => Verdict::Answered(query_type, outcome),
         None => Verdict::Aborted(AbortReason::Table),
     }
@@ -514,6 +519,7 @@ pub fn write<P: Packet, T: Tables>(packet: &mut P, scratch: &Scratch, tables: &T
 fn write_frame<P: Packet, T: Tables>(
     packet: &mut P,
     scratch: &Scratch,
+    control: &Control,
     tables: &T,
 ) -> Option<(QueryType, Outcome)> {
     let Scratch {
@@ -525,7 +531,6 @@ fn write_frame<P: Packet, T: Tables>(
         name_length,
         question_end,
     } = scratch.layout();
-    let control = tables.control()?;
     let type_and_class = *packet.window::<TYPE_AND_CLASS>(question_end - TYPE_AND_CLASS)?;
     let mut sum = u64::from(u32::from_le_bytes(type_and_class));
     let outcome = answer.outcome();
@@ -693,8 +698,11 @@ pub fn respond<P: Packet, T: Tables>(
     interface: &Interface,
     draw: impl FnOnce() -> u32,
 ) -> Verdict {
-    let decided = parse(packet, scratch, tables, interface)
-        .and_then(|()| look_up(scratch, tables, draw))
+    let Some(control) = tables.control() else {
+        return Verdict::Passed(PassReason::NotReady);
+    };
+    let decided = parse(packet, scratch, control, tables, interface)
+        .and_then(|()| look_up(scratch, control, tables, draw))
         .and_then(|decision| match decision {
             Decision::Answer => Ok(()),
             Decision::Absent => deny(scratch, tables, |scratch, labels| {
@@ -707,5 +715,5 @@ pub fn respond<P: Packet, T: Tables>(
     if let Err(verdict) = make_room(packet, scratch, interface) {
         return verdict;
     }
-    write(packet, scratch, tables)
+    write(packet, scratch, control, tables)
 }

@@ -22,9 +22,9 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::{error, info};
 use peak_common::{
-    abi::Interface,
+    abi::{Control, Interface},
     respond::{self, Decision, Scratch},
-    table,
+    table::{self, Tables},
     verdict::{Kind, PassReason, Verdict},
 };
 
@@ -97,11 +97,11 @@ fn run(ctx: XdpContext) -> u32 {
 /// checks by themselves.
 #[inline(always)]
 fn respond(ctx: &XdpContext, interface: &Interface) -> usize {
-    let Some(scratch) = maps::scratch() else {
+    let (Some(scratch), Some(control)) = (maps::scratch(), Maps.control()) else {
         return Verdict::Passed(PassReason::NotReady).index();
     };
-    let decided = respond::parse(&XdpPacket::new(ctx), scratch, &Maps, interface)
-        .and_then(|()| respond::look_up(scratch, &Maps, draw));
+    let decided = respond::parse(&XdpPacket::new(ctx), scratch, control, &Maps, interface)
+        .and_then(|()| respond::look_up(scratch, control, &Maps, draw));
     match decided {
         Ok(Decision::Answer) => {}
         Ok(Decision::Absent) => match deny() {
@@ -110,7 +110,7 @@ fn respond(ctx: &XdpContext, interface: &Interface) -> usize {
         },
         Err(reason) => return Verdict::Passed(reason).index(),
     }
-    finish(ctx, scratch, interface) as usize
+    finish(ctx, scratch, control, interface) as usize
 }
 
 /// What [`deny`] returns where an answer is to be written: no verdict's index.
@@ -147,10 +147,10 @@ extern "C" fn below_subtree(labels: u32) -> u32 {
 
 /// [`respond::make_room`] and [`respond::write`] for the interface in slot `row`: a verdict's index.
 #[inline(always)]
-fn finish(ctx: &XdpContext, scratch: &Scratch, interface: &Interface) -> u32 {
+fn finish(ctx: &XdpContext, scratch: &Scratch, control: &Control, interface: &Interface) -> u32 {
     let mut packet = XdpPacket::new(ctx);
     let verdict = match respond::make_room(&mut packet, scratch, interface) {
-        Ok(()) => respond::write(&mut packet, scratch, &Maps),
+        Ok(()) => respond::write(&mut packet, scratch, control, &Maps),
         Err(verdict) => verdict,
     };
     verdict.index() as u32

@@ -1,6 +1,6 @@
 //! The frame under XDP: the only place with raw packet pointers.
 
-use core::{arch::asm, ptr};
+use core::{arch::asm, hint, ptr};
 
 use aya_ebpf::{
     helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
@@ -54,6 +54,8 @@ impl<'c> XdpPacket<'c> {
         if begin + N > self.end {
             return None;
         }
+        // SAFETY: no frame lies at address 0. Said, or the compiler tells a reference from none by looking.
+        unsafe { hint::assert_unchecked(begin != 0) };
         Some(begin)
     }
 }
