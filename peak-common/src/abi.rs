@@ -43,8 +43,9 @@ pub const BUCKET_WORDS: usize = 8;
 pub const BUCKET_ENTRIES: usize = BUCKET_WORDS - 1;
 /// Buckets of one segment.
 pub const SEGMENT_BUCKETS: u32 = (SEGMENT_WORDS / BUCKET_WORDS) as u32;
-/// Least number of buckets, as a power of two: one segment.
-pub const MIN_BUCKET_BITS: u32 = SEGMENT_BUCKETS.trailing_zeros();
+/// Least number of buckets, as a power of two. Fewer than a segment has take its beginning: what is read at random is better
+/// close together.
+pub const MIN_BUCKET_BITS: u32 = 8;
 /// Greatest number of buckets, as a power of two.
 pub const MAX_BUCKET_BITS: u32 = (SEGMENT_BUCKETS * INDEX_SEGMENTS).trailing_zeros();
 
@@ -365,5 +366,5 @@ const _: () = {
     assert!(size_of::<Control>() == 592 + 16 * 288);
     assert!(size_of::<Interface>() == 32);
     assert!(size_of::<Served>() == 32);
-    assert!(MIN_BUCKET_BITS == 14 && MAX_BUCKET_BITS == 21);
+    assert!(MAX_BUCKET_BITS == 21);
 };

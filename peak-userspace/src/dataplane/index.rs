@@ -128,7 +128,7 @@ impl Index {
     /// The slots of its segments.
     pub(super) fn slots(&self) -> std::ops::Range<u32> {
         let first = self.reference.first_slot();
-        first..first + self.buckets() / SEGMENT_BUCKETS
+        first..first + self.buckets().div_ceil(SEGMENT_BUCKETS)
     }
 
     pub(super) fn buckets(&self) -> u32 {
