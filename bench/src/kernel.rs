@@ -20,7 +20,7 @@ use fastrand::Rng;
 use hickory_proto::rr::RecordType;
 use peak_common::{
     abi::COUNTERS,
-    bench::{FRAME, KEY, Template},
+    bench::{FRAME, KEY, NAME, NAME_AT, Template},
     verdict::{Outcome, PassReason, QueryType, Verdict},
 };
 use peak_userspace::{
@@ -75,7 +75,14 @@ const SIZES: [u32; 3] = [1, 1 << 14, 1 << 17];
 const YARDSTICK: f64 = 32.0;
 
 /// What is loaded: the agent's program, to be described, and what is run.
-const PROGRAMS: [&str; 5] = ["peak", "pass", "yardstick", "restore_only", "restored"];
+const PROGRAMS: [&str; 6] = [
+    "peak",
+    "pass",
+    "yardstick",
+    "restore_only",
+    "restored",
+    "hash_map",
+];
 
 /// One row.
 struct Case {
@@ -83,6 +90,8 @@ struct Case {
     services: Services,
     asked: Asked,
     by_head: bool,
+    /// Whether the kernel's hash map is asked for the same names, too.
+    with_hash_map: bool,
     sizes: &'static [u32],
     verdict: Verdict,
     /// Nanoseconds for each of the sizes.
@@ -116,27 +125,30 @@ const DIGITS: usize = 4;
 const CASES: &[Case] = &[
     Case {
         name: "aaaa_hit",
-        services: Services::Dual,
+        services: Services::V6,
         asked: Asked::Query(STORED, RecordType::AAAA, false),
         by_head: false,
+        with_hash_map: true,
         sizes: &SIZES,
         verdict: Verdict::Answered(QueryType::Aaaa, Outcome::Records),
         gates: [50.0, 110.0, 250.0],
     },
     Case {
         name: "aaaa_hit_grown_by_head",
-        services: Services::Dual,
+        services: Services::V6,
         asked: Asked::Query(STORED, RecordType::AAAA, false),
         by_head: true,
+        with_hash_map: false,
         sizes: &SIZES,
         verdict: Verdict::Answered(QueryType::Aaaa, Outcome::Records),
         gates: [f64::NAN; 3],
     },
     Case {
         name: "aaaa_hit_opt",
-        services: Services::Dual,
+        services: Services::V6,
         asked: Asked::Query(STORED, RecordType::AAAA, true),
         by_head: false,
+        with_hash_map: false,
         sizes: &SIZES,
         verdict: Verdict::Answered(QueryType::Aaaa, Outcome::Records),
         gates: [65.0, f64::NAN, f64::NAN],
@@ -146,6 +158,7 @@ const CASES: &[Case] = &[
         services: Services::Dual,
         asked: Asked::Query(STORED, RecordType::A, false),
         by_head: false,
+        with_hash_map: false,
         sizes: &SIZES,
         verdict: Verdict::Answered(QueryType::A, Outcome::Records),
         gates: [f64::NAN; 3],
@@ -155,6 +168,7 @@ const CASES: &[Case] = &[
         services: Services::Dual,
         asked: Asked::Query(MISSING, RecordType::AAAA, false),
         by_head: false,
+        with_hash_map: false,
         sizes: &SIZES,
         verdict: Verdict::Answered(QueryType::Aaaa, Outcome::NxDomain),
         gates: [90.0, f64::NAN, f64::NAN],
@@ -164,6 +178,7 @@ const CASES: &[Case] = &[
         services: Services::Dual,
         asked: Asked::Query(FOREIGN, RecordType::AAAA, false),
         by_head: false,
+        with_hash_map: false,
         sizes: &SIZES,
         verdict: Verdict::Passed(PassReason::ForeignName),
         gates: [45.0, f64::NAN, f64::NAN],
@@ -173,6 +188,7 @@ const CASES: &[Case] = &[
         services: Services::Dual,
         asked: Asked::Segment,
         by_head: false,
+        with_hash_map: false,
         sizes: &[1],
         verdict: Verdict::Passed(PassReason::NotUdp),
         gates: [12.0, f64::NAN, f64::NAN],
@@ -182,6 +198,7 @@ const CASES: &[Case] = &[
         services: Services::V6,
         asked: Asked::Query(STORED, RecordType::A, false),
         by_head: false,
+        with_hash_map: false,
         sizes: &SIZES,
         verdict: Verdict::Answered(QueryType::A, Outcome::NoData),
         gates: [90.0, f64::NAN, f64::NAN],
@@ -191,6 +208,7 @@ const CASES: &[Case] = &[
         services: Services::Eight,
         asked: Asked::Query(STORED, RecordType::AAAA, false),
         by_head: false,
+        with_hash_map: false,
         sizes: &SIZES,
         verdict: Verdict::Answered(QueryType::Aaaa, Outcome::Records),
         gates: [90.0, f64::NAN, f64::NAN],
@@ -256,8 +274,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let mut bench = Bench::new(&object, services, size)?;
             for case in cases {
                 eprintln!("{}, {size} names", case.name);
-                let summary = bench.measure(case, &effort, &mut common)?;
-                report.add(case.name, &[("names", size.into())], "ns", summary);
+                let labels = [("names", size.into())];
+                let (summary, hash_map) = bench.measure(case, &effort, &mut common)?;
+                report.add(case.name, &labels, "ns", summary);
+                if let Some(summary) = hash_map {
+                    report.add("hash_map", &labels, "ns", summary);
+                }
             }
             bench.describe(&mut common)?;
         }
@@ -367,6 +389,7 @@ impl Bench {
             mut program,
         } = Kernel::load_object(object, &PROGRAMS, LoadOptions::default(), |loader| {
             loader.map_max_entries("WORDS", size);
+            loader.map_max_entries("NAMES", size);
         })?;
         program.describe(IFINDEX, IFINDEX, frame::MAC, MTU);
         program
@@ -378,6 +401,13 @@ impl Bench {
         let mut yardstick: HashMap<_, [u8; KEY], u64> = HashMap::try_from(take("YARDSTICK")?)?;
         let (stored, _) = frame::query(STORED, RecordType::AAAA, false)?;
         yardstick.insert(stored.first_chunk::<KEY>().context("a frame")?, &1, 0)?;
+
+        let mut names: HashMap<_, [u8; NAME], u64> = HashMap::try_from(take("NAMES")?)?;
+        let mut name = *stored[NAME_AT..].first_chunk::<NAME>().context("a frame")?;
+        for number in 0..size {
+            name[DIGITS..][..8].copy_from_slice(format!("{number:08}").as_bytes());
+            names.insert(&name, &1, 0)?;
+        }
 
         let snapshot = snapshot(services, size);
         let mut table = Table::new(Writer::create(memory)?, snapshot.zones())?;
@@ -393,7 +423,12 @@ impl Bench {
     }
 
     /// What the case costs, above restoring.
-    fn measure(&mut self, case: &Case, effort: &Effort, common: &mut Common) -> Result<Summary> {
+    fn measure(
+        &mut self,
+        case: &Case,
+        effort: &Effort,
+        common: &mut Common,
+    ) -> Result<(Summary, Option<Summary>)> {
         let (frame, varied) = match case.asked {
             Asked::Query(name, query_type, edns) => {
                 let (frame, name) = frame::query(name, query_type, edns)?;
@@ -409,7 +444,7 @@ impl Bench {
 
         let stored = self.stored.clone();
         let before = self.program.counters(IFINDEX)?;
-        let [mut empty, mut restore, mut whole] = [const { Samples(Vec::new()) }; 3];
+        let [mut empty, mut restore, mut whole, mut hash_map] = [const { Samples(Vec::new()) }; 4];
         for _ in 0..effort.rounds {
             empty.0.push(self.batch("pass", &stored, effort.runs)?);
             let yardstick = self.batch("yardstick", &stored, effort.runs)?;
@@ -418,6 +453,11 @@ impl Bench {
                 .0
                 .push(self.batch("restore_only", &buffer, effort.runs)?);
             whole.0.push(self.batch("restored", &buffer, effort.runs)?);
+            if case.with_hash_map {
+                hash_map
+                    .0
+                    .push(self.batch("hash_map", &buffer, effort.runs)?);
+            }
         }
         let after = self.program.counters(IFINDEX)?;
         let runs = effort.rounds as u64 * u64::from(effort.runs);
@@ -430,13 +470,16 @@ impl Bench {
                 after[i] - before[i]
             );
         }
-        let summary = whole.without(&restore);
+        let summaries = (
+            whole.without(&restore),
+            case.with_hash_map.then(|| hash_map.without(&restore)),
+        );
         common.empty.0.extend_from_slice(&empty.0);
         if !case.by_head {
             common.restore.0.append(&mut restore.0);
             common.empty_beside_restore.0.append(&mut empty.0);
         }
-        Ok(summary)
+        Ok(summaries)
     }
 
     /// Sets the frame that each run begins with.

@@ -5,6 +5,11 @@ pub const FRAME: usize = 512;
 /// Bytes of the yardstick's key.
 pub const KEY: usize = 64;
 
+/// Bytes of the names that are looked up in the kernel's hash map.
+pub const NAME: usize = 40;
+/// Where they begin: after Ethernet, IPv6, UDP and the message's header.
+pub const NAME_AT: usize = 14 + 40 + 8 + 12;
+
 /// A query, and what of it varies.
 #[repr(C)]
 #[derive(Clone, Copy)]

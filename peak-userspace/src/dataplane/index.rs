@@ -1,11 +1,11 @@
 //! The hash index: from a name's hash to its record.
 //!
 //! A name is in its home bucket or in one other that its tag tells; the home's last word says of which tags
-//! that is so. From five entries on, a home shares: a name goes to whichever of the two buckets holds less. That
-//! evens them out, so that an index of 2¹⁸ buckets takes 3.8 names a bucket before the first one is left over,
-//! and lets the index double at 3.5. The price is a second cache line for one hit in fifteen at that load, for
-//! one in thirty on average between two doublings. Measured beside it: filling the home first leaves the first
-//! name over at 1.6 a bucket; sharing from three entries on, at 4.5, with every fifth hit paying.
+//! that is so. From four entries on, a home shares: a name goes to whichever of the two buckets holds less. That
+//! evens them out, so that an index takes 4.2 names a bucket or more before the first one is left over, and doubles
+//! only at 4.06: a power of two of names has four a bucket. The price is a second cache line for 15 hits of 100 at that
+//! load, for 4 at half of it. Simulated beside it, for 2¹⁸ buckets: sharing from three entries on takes 4.3, and 21 of 100
+//! pay; from five on, 3.9 and 8; filling the home first leaves the first name over at 1.6.
 //!
 //! Nothing moves within an index that is in force: a reader that looked where a name no longer is, and then where
 //! it was not yet, would deny it. What cannot be helped in place is helped by a new index.
@@ -23,7 +23,7 @@ use peak_common::{
 use super::memory::{Memory, Region};
 
 /// Entries from which on a home shares with the alternate.
-const SHARE_FROM: usize = 5;
+const SHARE_FROM: usize = 4;
 
 /// An index in the maps, and what its agent knows of it.
 #[derive(Clone, Debug)]
@@ -51,7 +51,7 @@ pub(super) struct Place {
 impl Index {
     /// The names that `1 << bits` buckets should hold at most.
     pub(super) const fn limit(bits: u32) -> u64 {
-        (7 << bits) / 2
+        (65 << bits) / 16
     }
 
     /// The least number of buckets, as a power of two, for so many names.
