@@ -40,10 +40,7 @@ impl Report {
         Self {
             benchmark,
             machine: Machine::this(),
-            command: format!(
-                "cargo xtask bench {}",
-                env::args().skip(1).collect::<Vec<_>>().join(" ")
-            ),
+            command: command(),
             results: Vec::new(),
         }
     }
@@ -71,6 +68,20 @@ impl Report {
             samples,
         });
     }
+}
+
+/// What the user typed: without what `cargo xtask` added.
+fn command() -> String {
+    let mut words = vec!["cargo xtask bench".to_owned()];
+    let mut arguments = env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        if argument == "--object" {
+            arguments.next();
+        } else {
+            words.push(argument);
+        }
+    }
+    words.join(" ")
 }
 
 impl Machine {

@@ -12,8 +12,9 @@ use crate::{
 
 /// Measures Peak: `cargo xtask bench kernel`
 ///
-/// `kernel` times the XDP program case by case, beside an empty program and a yardstick. `cargo xtask bench kernel --help` lists
-/// its options. Figures of one run compare with one another; those of two machines by their ratio to the yardstick.
+/// `kernel` times the XDP program case by case, beside an empty program, a yardstick, and the kernel's own hash map, in some
+/// minutes. `cargo xtask bench kernel --help` lists its options. Figures of one run compare with one another; those of two
+/// machines by their ratio to the yardstick. Leave the machine alone meanwhile.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What is measured

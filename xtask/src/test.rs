@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use anyhow::Result;
 
 use crate::{
-    build,
+    build, build_ebpf,
     prerequisites::{self, Purpose},
     process::{self, say},
     setup,
@@ -28,7 +28,9 @@ const PRIVILEGED: [&str; 1] = ["peak-tests"];
 pub(crate) fn run(args: &Args) -> Result<()> {
     prerequisites::check(Purpose::Run)?;
     setup::install_clients()?;
+    build_ebpf::build_for_benchmarks()?;
     build::build(false)?;
+    build::program("peak-bench", "peak-bench", false)?;
 
     say("tests that any user may run");
     let mut cargo = process::cargo();
