@@ -56,6 +56,9 @@ const MAX_TTL: Duration = Duration::from_secs(86_400);
 const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(10_800);
 /// RFC 9520, section 3.2: failures are kept for a second at least.
 const FAILURE_TTL: Duration = Duration::from_secs(1);
+/// What an entry of the cache takes, roughly, besides name and message, in bytes.
+const ENTRY: usize = 512;
+const _: () = assert!(size_of::<Key>() + size_of::<Entry>() < ENTRY / 2);
 /// After how long without an answer a datagram is sent again.
 const RETRANSMIT: Duration = Duration::from_millis(800);
 /// How often an upstream may be probed for a loop, and how long it is left alone after one was found.
@@ -165,28 +168,27 @@ impl Key {
 
 /// What was learnt, from when on it ages, and how long it may be used.
 struct Entry {
-    message: Message,
+    /// The message as it came: parsed, it takes twenty times as much, for whoever chooses its records.
+    octets: Box<[u8]>,
+    code: ResponseCode,
     learnt: Instant,
     ttl: Duration,
-    /// Bytes, roughly.
-    size: u32,
 }
 
 impl Entry {
-    fn new(message: Message, size: usize) -> Self {
+    fn new(message: &Message, octets: Vec<u8>) -> Self {
         Self {
-            ttl: lifetime(&message),
-            message,
+            octets: octets.into(),
+            code: message.metadata.response_code,
             learnt: Instant::now(),
-            size: u32::try_from(size).unwrap_or(u32::MAX),
+            ttl: lifetime(message),
         }
     }
 
     fn failure() -> Self {
-        Self::new(
-            Message::error_msg(0, OpCode::Query, ResponseCode::ServFail),
-            12,
-        )
+        let message = Message::error_msg(0, OpCode::Query, ResponseCode::ServFail);
+        let octets = message.to_vec().expect("a header can be written");
+        Self::new(&message, octets)
     }
 }
 
@@ -303,10 +305,7 @@ impl Forwarder {
             cache: Cache::builder()
                 .max_capacity(limits.cache)
                 .weigher(|key: &Key, entry: &Arc<Entry>| {
-                    // A parsed message takes several times its wire format.
-                    (key.name.as_wire().len() as u32)
-                        .saturating_add(entry.size.saturating_mul(4))
-                        .saturating_add(512)
+                    (key.name.as_wire().len() + entry.octets.len() + ENTRY) as u32
                 })
                 .expire_after(ByLifetime)
                 .build(),
@@ -415,8 +414,7 @@ impl Forwarder {
             };
             match response {
                 Ok(entry) => {
-                    let code = entry.message.metadata.response_code;
-                    if matches!(code, ResponseCode::ServFail | ResponseCode::Refused) {
+                    if matches!(entry.code, ResponseCode::ServFail | ResponseCode::Refused) {
                         unhelpful = Some(entry);
                     } else {
                         preferred.store(at, Ordering::Relaxed);
@@ -525,7 +523,7 @@ impl Server {
         let (message, octets) = response.into_parts();
         // RFC 5452, section 9.1: the answer to another question is no answer.
         match message.queries.as_slice() {
-            [question] if *question == key.question() => Ok(Entry::new(message, octets.len())),
+            [question] if *question == key.question() => Ok(Entry::new(&message, octets)),
             _ => Err(NetError::Message("the answer is to another question")),
         }
     }
@@ -575,7 +573,9 @@ impl Server {
 
 /// An upstream's answer as the client gets it.
 fn render(entry: &Entry, forward: &Forward) -> Reply {
-    let mut message = entry.message.clone();
+    // It was read when it came; but nothing that others sent shall end the loop that we are in.
+    let mut message = Message::from_vec(&entry.octets)
+        .unwrap_or_else(|_| Message::error_msg(0, OpCode::Query, ResponseCode::ServFail));
     let age = u32::try_from(entry.learnt.elapsed().as_secs()).unwrap_or(u32::MAX);
     for records in [
         &mut message.answers,
