@@ -50,6 +50,12 @@ pub enum LoadError {
         minor = OLDEST_KERNEL.1
     )]
     TooOld(String),
+    /// Programs may be preempted by others on their processor (`PREEMPT_RT`), whose answers would get mixed up with theirs.
+    #[error(
+        "this is a real-time kernel ({0}), where XDP programs interrupt one another: boot another, or let the fallback alone \
+         answer with --xdp off"
+    )]
+    RealTime(String),
     /// The verifier said no, or something is missing.
     #[error("the kernel refused to load the program: {0}")]
     Refused(String),
@@ -110,6 +116,10 @@ impl Kernel {
         let release = uname().release().to_string_lossy().into_owned();
         if version(&release).is_some_and(|version| version < OLDEST_KERNEL) {
             return Err(LoadError::TooOld(release));
+        }
+        let build = uname().version().to_string_lossy().into_owned();
+        if is_real_time(&build) {
+            return Err(LoadError::RealTime(build));
         }
         let fixed_draw = options.fixed_draw.map_or(0, |draw| u64::from(draw) + 1);
         let mut loader = EbpfLoader::new();
@@ -324,6 +334,12 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
+/// Whether a kernel's build such as `#1 SMP PREEMPT_DYNAMIC` is one with preemptible softirqs. Since Linux 6.18, and 6.12.57,
+/// these no longer wait for one another (kernel/softirq.c), while the program counts on its processor's memory being its own.
+fn is_real_time(build: &str) -> bool {
+    build.contains("PREEMPT_RT")
+}
+
 fn xdp<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut Xdp, LoadError> {
     ebpf.program_mut(name)
         .ok_or_else(|| LoadError::Refused(format!("the object has no program `{name}`")))?
@@ -420,6 +436,12 @@ mod tests {
         assert_eq!(version("6.18.44-fc-v669"), Some((6, 18)));
         assert!(version("5.9.0") < version("5.18-rc1"));
         assert_eq!(version("unknown"), None);
+    }
+
+    #[test]
+    fn real_time_kernels_are_known_by_their_build() {
+        assert!(is_real_time("#1 SMP PREEMPT_RT Debian 6.12.57-1"));
+        assert!(!is_real_time("#1 SMP PREEMPT_DYNAMIC Debian 6.12.57-1"));
     }
 
     #[test]
