@@ -5,6 +5,7 @@ use std::{
     fmt,
     net::{SocketAddr, TcpListener},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -14,12 +15,22 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet, text::encode},
     metrics::MetricType,
     registry::{Registry, Unit},
 };
+use tokio::{
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+use tracing::debug;
 
 use crate::{
     dataplane::attach::{InterfaceFigures, Mode},
@@ -29,6 +40,11 @@ use crate::{
 
 /// Version 1.0.0 of OpenMetrics, which every Prometheus of the last years reads.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Connections at one time; others wait.
+const CONNECTIONS: usize = 64;
+/// How long one may last. Who holds one for nothing has it no longer than this.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Takes the port.
 ///
@@ -78,9 +94,25 @@ pub async fn serve(listener: TcpListener, state: Arc<State>) -> Result<()> {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready));
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    axum::serve(listener, router)
-        .await
-        .context("metrics are served no longer")
+    // axum::serve would take any number of connections, and wait for ever for what they ask.
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let permit = Arc::clone(&room).acquire_owned().await?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => TokioIo::new(stream),
+            Err(error) => {
+                debug!(%error, "accepting a connection");
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let server = auto::Builder::new(TokioExecutor::new());
+            let _ = timeout(PATIENCE, server.serve_connection(stream, service)).await;
+            drop(permit);
+        });
+    }
 }
 
 /// Reads everything at the moment it is asked for.

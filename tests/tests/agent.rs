@@ -194,7 +194,14 @@ fn without_the_kernel_everything_is_answered_and_followed() -> Result<()> {
     assert_eq!(peak.status()?.snapshot.generation, 2);
 
     let get = |path| get(&node, "127.0.0.1:9953", path);
+    // Connections that ask for nothing are in the way of others for a while only, however many there are.
+    let mut silent = node.run(|| -> Result<_> {
+        let connect = |_| TcpStream::connect("127.0.0.1:9953").context("a connection");
+        (0..100).map(connect).collect::<Result<Vec<_>>>()
+    })?;
     assert!(get("/healthz")?.starts_with("HTTP/1.1 200"));
+    silent[0].set_nonblocking(true)?;
+    assert_eq!(silent[0].read(&mut [0])?, 0, "it is closed");
     assert!(get("/readyz")?.starts_with("HTTP/1.1 200"));
     let metrics = get("/metrics")?;
     for sample in [
