@@ -180,8 +180,12 @@ async fn converse(
             && replies.len() < WRITE_AT
             && let Some(message) = next_message(&mut received)
         {
-            active = Instant::now();
-            match responder.react(&message, Transport::Tcp, client.ip()) {
+            let reaction = responder.react(&message, Transport::Tcp, client.ip());
+            // What gets no reply does not put off the end.
+            if !matches!(reaction, Pending::Nothing) {
+                active = Instant::now();
+            }
+            match reaction {
                 Pending::Reply(reply) => push(&mut replies, &reply),
                 Pending::Forward(forward) => {
                     pending.push(responder.forward(forward, Transport::Tcp, client))

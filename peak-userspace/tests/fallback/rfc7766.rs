@@ -138,21 +138,27 @@ async fn section_6_2_3_a_slow_sender_does_not_put_off_the_end() {
         ..Default::default()
     };
     let server = serve(with_limits(limits));
-    let (mut read, mut write) = server.connect().await.into_split();
-    // A byte each 50 ms would take three seconds.
-    let dripping = tokio::spawn(async move {
-        for byte in [0, 60].into_iter().chain([0; 60]) {
-            if write.write_all(&[byte]).await.is_err() {
-                break;
+    // One message of 60 bytes, and many of none, which get no reply.
+    for (timed_out, first) in [[0, 60], [0, 0]].into_iter().enumerate() {
+        let (mut read, mut write) = server.connect().await.into_split();
+        // A byte each 50 ms would take three seconds.
+        let dripping = tokio::spawn(async move {
+            for byte in first.into_iter().chain([0; 60]) {
+                if write.write_all(&[byte]).await.is_err() {
+                    break;
+                }
+                sleep(Duration::from_millis(50)).await;
             }
-            sleep(Duration::from_millis(50)).await;
-        }
-    });
-    let start = Instant::now();
-    let _ = soon(read.read_to_end(&mut Vec::new())).await;
-    assert!(start.elapsed() < Duration::from_secs(2));
-    assert_eq!(server.counters.connections_timed_out.get(), 1);
-    dripping.abort();
+        });
+        let start = Instant::now();
+        let _ = soon(read.read_to_end(&mut Vec::new())).await;
+        assert!(start.elapsed() < Duration::from_secs(2));
+        assert_eq!(
+            server.counters.connections_timed_out.get(),
+            timed_out as u64 + 1
+        );
+        dripping.abort();
+    }
 }
 
 #[tokio::test]
