@@ -17,7 +17,7 @@ use tokio::{
     task::{JoinHandle, block_in_place},
     time::{MissedTickBehavior, interval, sleep},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
 use crate::{
@@ -36,6 +36,8 @@ use crate::{
 
 /// How often it is looked what became of the interfaces.
 const FOLLOW: Duration = Duration::from_secs(1);
+/// How many addresses that went keep their sockets.
+const WENT: usize = 16;
 /// How long is waited for addresses that are not known yet to be ours alone.
 const TENTATIVE: Duration = Duration::from_secs(5);
 
@@ -90,6 +92,8 @@ struct Watch {
     interfaces: Interfaces,
     /// Where there are sockets: the kernel answers nowhere else.
     sockets: Vec<SocketAddr>,
+    /// The later ones of these.
+    bound: Vec<(SocketAddr, DropGuard)>,
     binder: Binder,
 }
 
@@ -152,6 +156,7 @@ impl Agent {
                 xdp: config.xdp,
                 interfaces,
                 sockets: places.sockets,
+                bound: Vec::new(),
                 binder,
             },
         })
@@ -252,9 +257,10 @@ impl Watch {
                 continue;
             }
             match self.binder.bind(socket) {
-                Ok(()) => {
+                Ok(open) => {
                     info!(address = %socket, "listening");
                     self.sockets.push(socket);
+                    self.bound.push((socket, open));
                 }
                 Err(error) => {
                     warn!("{error}");
@@ -262,6 +268,7 @@ impl Watch {
                 }
             }
         }
+        self.close_some_of_those_that_went(&places.sockets);
         places
             .served
             .retain(|place| self.sockets.contains(&place.socket()));
@@ -269,6 +276,25 @@ impl Watch {
             block_in_place(|| dataplane.follow(interfaces, &places.served, self.xdp));
         }
         whole
+    }
+
+    /// Addresses that go often come back, and then answer at once. But a network may give and take any number of them.
+    fn close_some_of_those_that_went(&mut self, wanted: &[SocketAddr]) {
+        let went = |address: &SocketAddr| !wanted.contains(address);
+        let mut excess = self
+            .bound
+            .iter()
+            .filter(|(address, _)| went(address))
+            .count();
+        self.bound.retain(|(address, _)| {
+            let close = excess > WENT && went(address);
+            if close {
+                info!(%address, "listening no longer: the address went");
+                self.sockets.retain(|socket| socket != address);
+                excess -= 1;
+            }
+            !close
+        });
     }
 }
 

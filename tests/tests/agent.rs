@@ -390,6 +390,28 @@ fn interfaces_and_their_addresses_are_followed() -> Result<()> {
         Ok(peak.process().log().contains("no longer").then_some(()))
     })?;
 
+    // However many come and go, what they leave behind is bounded.
+    let files = {
+        let folder = format!("/proc/{}/fd", peak.process().id());
+        move || -> Result<_> { Ok(fs::read_dir(&folder)?.count()) }
+    };
+    let (before, many) = (files()?, 0x100..0x128);
+    for host in many.clone() {
+        net.node
+            .address("eth0", &format!("fd00:10:1::{host:x}/64"))?;
+    }
+    eventually("the addresses", LIMIT, || {
+        Ok((files()? >= before + 2 * many.len()).then_some(()))
+    })?;
+    let most = files()? - before;
+    for host in many {
+        net.node
+            .ip(&format!("address delete fd00:10:1::{host:x}/64 dev eth0"))?;
+    }
+    eventually("most sockets to be closed", LIMIT, || {
+        Ok((files()? - before <= most / 2).then_some(()))
+    })?;
+
     // The same name again, with another index and MAC.
     net.node.ip("link delete eth0")?;
     eventually("the interface to be missed", LIMIT, || {

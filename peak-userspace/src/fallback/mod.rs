@@ -23,7 +23,10 @@ use std::{
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use tokio::{sync::mpsc, time::timeout};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use tracing::warn;
 
 pub use counters::{Counter, Counters, Figures};
@@ -151,16 +154,17 @@ pub struct Binder {
 }
 
 impl Binder {
-    /// Binds the sockets of one more address, which then answers until the end.
+    /// Binds the sockets of one more address, which then answers until the end, or until what is returned is dropped.
     ///
     /// # Errors
     /// The address can't be had; the others go on.
-    pub fn bind(&self, address: SocketAddr) -> Result<(), BindError> {
+    pub fn bind(&self, address: SocketAddr) -> Result<DropGuard, BindError> {
         let sockets = sockets::bind(address)?;
         sockets::refuse_self(&self.upstreams, std::iter::once(sockets.address))?;
+        let open = sockets.closed.clone().drop_guard();
         // Nobody takes them any more at the end.
         let _ = self.sockets.send(sockets);
-        Ok(())
+        Ok(open)
     }
 }
 
@@ -170,6 +174,7 @@ struct Sockets {
     address: SocketAddr,
     udp: Vec<UdpSocket>,
     tcp: TcpListener,
+    closed: CancellationToken,
 }
 
 impl Sockets {
@@ -180,16 +185,17 @@ impl Sockets {
     ) -> io::Result<()> {
         for socket in self.udp {
             let socket = Arc::new(tokio::net::UdpSocket::from_std(socket)?);
+            let serve = udp::serve(socket, Arc::clone(responder));
+            let closed = self.closed.clone();
             responder
                 .tasks
-                .spawn(udp::serve(socket, Arc::clone(responder)));
+                .spawn(closed.run_until_cancelled_owned(serve));
         }
         let listener = tokio::net::TcpListener::from_std(self.tcp)?;
-        responder.tasks.spawn(tcp::serve(
-            listener,
-            Arc::clone(connections),
-            Arc::clone(responder),
-        ));
+        let serve = tcp::serve(listener, Arc::clone(connections), Arc::clone(responder));
+        responder
+            .tasks
+            .spawn(self.closed.run_until_cancelled_owned(serve));
         Ok(())
     }
 }

@@ -9,6 +9,8 @@ use std::{
 use rustix::net::sockopt::set_socket_send_buffer_size_force;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use tokio_util::sync::CancellationToken;
+
 use super::{Sockets, Upstream};
 
 /// How many connections may wait to be accepted.
@@ -100,7 +102,12 @@ fn bind_both(address: SocketAddr) -> Result<Sockets, BindError> {
         .map(|_| bind_udp(address))
         .collect::<io::Result<_>>()
         .map_err(|error| BindError::new(address, "UDP", error))?;
-    Ok(Sockets { address, udp, tcp })
+    Ok(Sockets {
+        address,
+        udp,
+        tcp,
+        closed: CancellationToken::new(),
+    })
 }
 
 fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
