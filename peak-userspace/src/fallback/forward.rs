@@ -66,6 +66,8 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 const LOOP_PENALTY: Duration = Duration::from_secs(30);
 /// The first label of a probe is this and 16 hexadecimal digits.
 const PROBE_PREFIX: &[u8] = b"peak-loop-";
+/// The second one.
+const PROBE_PARENT: &[u8] = b"peak-loop";
 
 /// One upstream: `[DOMAIN=]ADDRESS:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -247,6 +249,7 @@ struct Flight {
 
 /// The upstreams of one domain.
 struct Pool {
+    domain: Name,
     servers: Vec<Arc<Server>>,
     /// The place of the one that answered last, which is asked first.
     preferred: AtomicUsize,
@@ -293,6 +296,7 @@ impl Forwarder {
             // Each gets its share of the time, so that the last one's answer still comes in time.
             let share = limits.upstream_timeout / addresses.len() as u32;
             Pool {
+                domain: domain.clone(),
                 servers: addresses
                     .into_iter()
                     .map(|address| Arc::new(Server::new(address, share, limits.forwarded)))
@@ -399,7 +403,9 @@ impl Forwarder {
     }
 
     async fn resolve(&self, key: &Key, route: usize) -> Entry {
-        let Pool { servers, preferred } = &self.pools[route];
+        let Pool {
+            servers, preferred, ..
+        } = &self.pools[route];
         let first = preferred.load(Ordering::Relaxed);
         let mut unhelpful = None;
         for at in (first..first + servers.len()).map(|at| at % servers.len()) {
@@ -432,15 +438,22 @@ impl Forwarder {
         })
     }
 
-    /// Asks the upstreams about a name below the key's that was never asked before. If it comes back to us, they loop.
+    /// Asks the upstreams about a name of their domain that was never asked before. If it comes back to us, they loop.
+    ///
+    /// Not one below the key's: who answers for that, and it may be the asker, would learn it, send it to us, and so
+    /// keep us from asking the upstream anything.
     fn probe(self: &Arc<Self>, key: &Key, route: usize) {
-        for server in &self.pools[route].servers {
+        let Pool {
+            domain, servers, ..
+        } = &self.pools[route];
+        for server in servers {
             if !server.may_be_probed() {
                 continue;
             }
             let label = [PROBE_PREFIX, format!("{:016x}", random::<u64>()).as_bytes()].concat();
-            // A name too long for one label more stays without probe; the time-out still ends its loop.
-            let Ok(name) = key.name.child(&label) else {
+            // Two labels, as some forwarders keep single ones to themselves. A domain too long for them stays without
+            // probe; the time-out still ends its loop.
+            let Ok(name) = domain.descendant(&[&label, PROBE_PARENT]) else {
                 return;
             };
             let (this, server, key) = (
