@@ -36,7 +36,7 @@ use peak_userspace::{
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
-    frame,
+    frame, memory,
     report::{Figure, Report, Samples, Summary},
 };
 
@@ -269,9 +269,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 eprintln!("{elapsed:>4} s  {}, {size} names", case.name);
                 let labels = [("names", size.into())];
                 let (summary, hash_map) = bench.measure(case, &effort, &mut common)?;
+                let pace = summary.median;
                 report.add(case.name, &labels, "ns", summary);
-                if let Some(summary) = hash_map {
-                    report.add("hash_map", &labels, "ns", summary);
+                if let Some(hash_map) = hash_map {
+                    let lines = size as usize;
+                    report.add("hash_map", &labels, "ns", hash_map);
+                    let memory = memory::latency(lines, pace, effort.rounds, effort.runs);
+                    report.add("memory", &labels, "ns", memory.summary());
                 }
             }
         }
@@ -514,7 +518,7 @@ impl Bench {
 }
 
 /// How long this thread has been on a processor, system calls included.
-fn processor_time() -> Duration {
+pub(crate) fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

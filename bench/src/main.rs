@@ -2,6 +2,7 @@
 
 mod frame;
 mod kernel;
+mod memory;
 mod report;
 
 use std::process::ExitCode;

@@ -127,7 +127,7 @@ pub(crate) struct Samples(pub(crate) Vec<f64>);
 /// The least, the middle and nearly the greatest of samples.
 pub(crate) struct Summary {
     min: f64,
-    median: f64,
+    pub(crate) median: f64,
     p99: f64,
     samples: usize,
 }

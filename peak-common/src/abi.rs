@@ -101,11 +101,12 @@ impl IndexRef {
         // Bits 5 and up of the shift never differ: a mask spares the program Rust's overflow check.
         (hash >> ((64 - self.bucket_bits()) & 63)) as u32
     }
-    /// The bucket that takes what did not fit `home`. An odd distance: never `home` itself.
+    /// The bucket that takes what did not fit `home`. An odd distance: never `home` itself. Of the tag the upper bits, as
+    /// only those of the hash are sure to look random ([`crate::hash`]).
     #[inline(always)]
     #[must_use]
     pub const fn alternate(self, home: u32, tag: u32) -> u32 {
-        (home ^ (tag >> 5 | 1)) & ((1u32 << (self.bucket_bits() & 31)) - 1)
+        (home ^ (tag >> 21 | 1)) & ((1u32 << (self.bucket_bits() & 31)) - 1)
     }
 }
 
@@ -145,7 +146,7 @@ pub struct Overflow(pub u64);
 impl Overflow {
     #[inline(always)]
     const fn bit(tag: u32) -> u64 {
-        1 << (tag & 31)
+        1 << (tag >> 27)
     }
     /// Marks `tag` as spilled to the alternate bucket.
     #[must_use]

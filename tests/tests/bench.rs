@@ -55,6 +55,7 @@ fn every_case_ends_as_it_should_and_is_in_the_report() -> Result<()> {
         "foreign_name",
         "not_dns",
         "hash_map",
+        "memory",
         "verified_instructions",
         "jited_size",
     ];
