@@ -41,7 +41,8 @@ static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 pub(crate) fn scratch() -> Option<&'static mut Scratch> {
     let scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: bytes of this processor's own, which nothing else touches while the program runs: it is not
-    // preempted by another XDP program on the same processor. Each stage asks once.
+    // preempted by another XDP program on the same processor (the agent refuses kernels where it is, those with
+    // PREEMPT_RT). Each function asks once.
     Some(unsafe { &mut *scratch })
 }
 
@@ -80,7 +81,7 @@ pub(crate) fn count(row: u32, verdict: usize) {
         return;
     };
     // SAFETY: the pointer is to this processor's counters, which nothing else writes while the
-    // program runs: it is not preempted by another XDP program on the same processor.
+    // program runs, as above.
     let counters = unsafe { &mut *counters };
     if let Some(counter) = counters.get_mut(verdict) {
         *counter += 1;
