@@ -2,7 +2,8 @@
 //!
 //! A sample is the mean of a batch of runs in one system call, in the calling thread's own time on the processor. In each
 //! round of a case its programs run one after the other, so that all see the same machine. Each run restores the packet,
-//! with the next of the case's names; what restoring costs alone, in the same round, is subtracted.
+//! with the next of the case's names; what restoring costs alone, in the same round, is subtracted. Ratios are of one round,
+//! too: whoever shares the processor's caches and threads slows all of it.
 
 use std::{
     fs,
@@ -42,8 +43,10 @@ use crate::{
 
 /// What the program costs a packet, case by case, beside a yardstick and an empty program
 ///
-/// Times are above the empty program's, and without what it costs to restore the packet before each run. `gate` is what a
-/// case may cost, scaled by the yardstick: a program that copies 64 bytes of the packet and looks them up in a hash map.
+/// Times are above the empty program's, and without what it costs to restore the packet before each run. `yardsticks` is
+/// the median of their ratios to a yardstick in the same round, a program that copies 64 bytes of the packet and looks them up
+/// in a hash map; `gate` is what that ratio may be. `hash_map` looks the same names up in the kernel's hash map, `memory` is
+/// what one load from as many cache lines costs at that pace.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The benchmark's build of the XDP program
@@ -268,10 +271,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 let elapsed = begin.elapsed().as_secs();
                 eprintln!("{elapsed:>4} s  {}, {size} names", case.name);
                 let labels = [("names", size.into())];
-                let (summary, hash_map) = bench.measure(case, &effort, &mut common)?;
-                let pace = summary.median;
-                report.add(case.name, &labels, "ns", summary);
-                if let Some(hash_map) = hash_map {
+                let measured = bench.measure(case, &effort, &mut common)?;
+                let pace = measured.whole.median;
+                report.add(case.name, &labels, "ns", measured.whole);
+                if let Some(figure) = report.results.last_mut() {
+                    figure.yardsticks = Some(measured.yardsticks);
+                }
+                if let Some(hash_map) = measured.hash_map {
                     let lines = size as usize;
                     report.add("hash_map", &labels, "ns", hash_map);
                     let memory = memory::latency(lines, pace, effort.rounds, effort.runs);
@@ -287,6 +293,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         println!("{}", serde_json::to_string(&report)?);
     }
     Ok(())
+}
+
+/// What came of a case.
+struct Measured {
+    whole: Summary,
+    yardsticks: f64,
+    hash_map: Option<Summary>,
 }
 
 /// Figures of all cases together.
@@ -323,13 +336,8 @@ impl Common {
 }
 
 fn print(report: &Report) {
-    let yardstick = report
-        .results
-        .iter()
-        .find(|figure| figure.name == "yardstick")
-        .map_or(YARDSTICK, |figure| figure.median);
     println!(
-        "{:<24} {:>7} {:>9} {:>9} {:>9} {:>11} {:>8}",
+        "{:<24} {:>7} {:>9} {:>9} {:>9}  {:>10} {:>5}",
         "", "names", "min", "median", "p99", "yardsticks", "gate"
     );
     for figure in &report.results {
@@ -341,19 +349,16 @@ fn print(report: &Report) {
             "{:<24} {names:>7} {:>9.1} {:>9.1} {:>9.1}",
             figure.name, figure.min, figure.median, figure.p99
         );
-        if figure.unit == "ns" {
-            print!(" {:>11.2}", figure.median / yardstick);
-        } else {
-            print!(" {}", figure.unit);
+        if figure.unit != "ns" {
+            print!("  {}", figure.unit);
         }
-        if let Some(gate) = gate(figure) {
-            let gate = gate * yardstick / YARDSTICK;
-            let reached = if figure.median <= gate {
-                ""
-            } else {
-                "  missed"
-            };
-            print!(" {gate:>8.1}{reached}");
+        if let Some(yardsticks) = figure.yardsticks {
+            print!("  {yardsticks:>10.2}");
+            if let Some(gate) = gate(figure) {
+                let gate = gate / YARDSTICK;
+                let reached = if yardsticks <= gate { "" } else { "  missed" };
+                print!(" {gate:>5.2}{reached}");
+            }
         }
         println!();
     }
@@ -419,12 +424,7 @@ impl Bench {
     }
 
     /// What the case costs, above restoring.
-    fn measure(
-        &mut self,
-        case: &Case,
-        effort: &Effort,
-        common: &mut Common,
-    ) -> Result<(Summary, Option<Summary>)> {
+    fn measure(&mut self, case: &Case, effort: &Effort, common: &mut Common) -> Result<Measured> {
         let (frame, varied) = match case.asked {
             Asked::Query(name, query_type, edns) => {
                 let (frame, name) = frame::query(name, query_type, edns)?;
@@ -440,11 +440,15 @@ impl Bench {
 
         let stored = self.stored.clone();
         let before = self.program.counters(IFINDEX)?;
-        let [mut empty, mut restore, mut whole, mut hash_map] = [const { Samples(Vec::new()) }; 4];
+        let [
+            mut empty,
+            mut yardstick,
+            mut restore,
+            mut whole,
+            mut hash_map,
+        ] = [const { Samples(Vec::new()) }; 5];
         for _ in 0..effort.rounds {
             empty.0.push(self.batch("pass", &stored, effort.runs)?);
-            let yardstick = self.batch("yardstick", &stored, effort.runs)?;
-            common.yardstick.0.push(yardstick);
             restore
                 .0
                 .push(self.batch("restore_only", &buffer, effort.runs)?);
@@ -454,6 +458,9 @@ impl Bench {
                     .0
                     .push(self.batch("hash_map", &buffer, effort.runs)?);
             }
+            yardstick
+                .0
+                .push(self.batch("yardstick", &stored, effort.runs)?);
         }
         let after = self.program.counters(IFINDEX)?;
         let runs = effort.rounds as u64 * u64::from(effort.runs);
@@ -466,16 +473,18 @@ impl Bench {
                 after[i] - before[i]
             );
         }
-        let summaries = (
-            whole.without(&restore),
-            case.with_hash_map.then(|| hash_map.without(&restore)),
-        );
-        common.empty.0.extend_from_slice(&empty.0);
+        let measured = Measured {
+            yardsticks: whole.in_units_of(&restore, &yardstick, &empty),
+            whole: whole.without(&restore),
+            hash_map: case.with_hash_map.then(|| hash_map.without(&restore)),
+        };
+        common.empty.0.append(&mut empty.0.clone());
+        common.yardstick.0.append(&mut yardstick.0);
         if !case.by_head {
             common.restore.0.append(&mut restore.0);
             common.empty_beside_restore.0.append(&mut empty.0);
         }
-        Ok(summaries)
+        Ok(measured)
     }
 
     /// Sets the frame that each run begins with.

@@ -23,6 +23,9 @@ pub(crate) struct Figure {
     pub(crate) median: f64,
     pub(crate) p99: f64,
     pub(crate) samples: usize,
+    /// How many times what the yardstick cost in the same round, the median.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) yardsticks: Option<f64>,
 }
 
 /// What it ran on.
@@ -66,6 +69,7 @@ impl Report {
             median,
             p99,
             samples,
+            yardsticks: None,
         });
     }
 }
@@ -140,6 +144,20 @@ impl Samples {
             p99: self.quantile(0.99),
             samples: self.0.len(),
         }
+    }
+
+    /// How many times `unit` each is, without `cost` and `unit_cost`, all measured in the same rounds: the median.
+    pub(crate) fn in_units_of(&self, cost: &Self, unit: &Self, unit_cost: &Self) -> f64 {
+        let differences = self.0.iter().zip(&cost.0).map(|(whole, cost)| whole - cost);
+        let units = unit.0.iter().zip(&unit_cost.0);
+        let units = units.map(|(whole, cost)| whole - cost);
+        Self(
+            differences
+                .zip(units)
+                .map(|(time, unit)| time / unit)
+                .collect(),
+        )
+        .quantile(0.5)
     }
 
     /// Without a cost that was measured in the same rounds. Median and p99 are those of the differences by round: what slows
