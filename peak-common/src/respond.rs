@@ -86,8 +86,6 @@ struct Answer {
     outcome: usize,
     /// Without addresses: for how long (RFC 2308, section 3).
     soa: Soa,
-    /// The addresses' segment of the heap.
-    segment: u32,
     /// Seconds.
     ttl: u32,
     /// The set's first word in the segment.
@@ -101,10 +99,10 @@ struct Answer {
 }
 
 /// What [`look_up`] found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// There is an answer.
-    Answer,
+#[derive(Clone, Copy)]
+pub enum Decision<'t> {
+    /// There is an answer, with addresses of this segment or without any.
+    Answer(Option<&'t Segment>),
     /// The name is not in the table: [`deny`] decides.
     Absent,
 }
@@ -258,12 +256,12 @@ pub fn parse<P: Packet, T: Tables>(
 /// # Errors
 /// The reason to pass the packet on.
 #[inline(always)]
-pub fn look_up<T: Tables>(
+pub fn look_up<'t, T: Tables>(
     scratch: &mut Scratch,
     control: &Control,
-    tables: &T,
+    tables: &'t T,
     draw: impl FnOnce() -> u32,
-) -> Result<Decision, PassReason> {
+) -> Result<Decision<'t>, PassReason> {
     let Scratch {
         name: buffer,
         question,
@@ -286,10 +284,14 @@ pub fn look_up<T: Tables>(
             .get(record.head.zone())
             .ok_or(PassReason::AskFallback)?;
         answer.negative(&name, zone, Outcome::NoData);
-    } else {
-        answer.addresses(set, record.head.ttl(), draw)?;
+        return Ok(Decision::Answer(None));
     }
-    Ok(Decision::Answer)
+    let (segment, word) = record
+        .addresses(set, tables)
+        .ok_or(PassReason::AskFallback)?;
+    answer.word = word;
+    answer.addresses(set, record.head.ttl(), draw)?;
+    Ok(Decision::Answer(Some(segment)))
 }
 
 /// The third stage, for a name that is not in the table.
@@ -360,7 +362,6 @@ impl Answer {
             serial: 0,
             ttl: 0,
         },
-        segment: 0,
         ttl: 0,
         word: 0,
         count: 0,
@@ -397,7 +398,6 @@ impl Answer {
         } else {
             ((u64::from(draw()) * count as u64) >> 32) as usize
         };
-        (self.segment, self.word) = table::place(set.start());
         self.outcome = Outcome::Records as usize;
         self.ttl = ttl;
         self.count = count;
@@ -503,24 +503,24 @@ impl Scratch {
 /// The last stage: turns the query into the answer, in a frame that has room for it. If it fails, with
 /// [`AbortReason::Table`], the frame is half-written.
 #[inline(always)]
-pub fn write<P: Packet, T: Tables>(
+pub fn write<P: Packet>(
     packet: &mut P,
     scratch: &Scratch,
     control: &Control,
-    tables: &T,
+    segment: Option<&Segment>,
 ) -> Verdict {
-    match write_frame(packet, scratch, control, tables) {
+    match write_frame(packet, scratch, control, segment) {
         Some((query_type, outcome)) => Verdict::Answered(query_type, outcome),
         None => Verdict::Aborted(AbortReason::Table),
     }
 }
 
 #[inline(always)]
-fn write_frame<P: Packet, T: Tables>(
+fn write_frame<P: Packet>(
     packet: &mut P,
     scratch: &Scratch,
     control: &Control,
-    tables: &T,
+    segment: Option<&Segment>,
 ) -> Option<(QueryType, Outcome)> {
     let Scratch {
         question, answer, ..
@@ -535,7 +535,7 @@ fn write_frame<P: Packet, T: Tables>(
     let mut sum = u64::from(u32::from_le_bytes(type_and_class));
     let outcome = answer.outcome();
     sum += match outcome {
-        Outcome::Records => write_records(packet, scratch, tables)?,
+        Outcome::Records => write_records(packet, scratch, segment?)?,
         Outcome::NoData | Outcome::NxDomain => answer.soa.write(packet.window_mut(question_end)?),
     };
     if answer.opt != 0 {
@@ -572,13 +572,8 @@ fn write_frame<P: Packet, T: Tables>(
 /// Writes the addresses after the question, and returns the sum of their records. `None` where the frame or the segment
 /// ends before.
 #[inline(always)]
-fn write_records<P: Packet, T: Tables>(
-    packet: &mut P,
-    scratch: &Scratch,
-    tables: &T,
-) -> Option<u64> {
+fn write_records<P: Packet>(packet: &mut P, scratch: &Scratch, segment: &Segment) -> Option<u64> {
     let answer = &scratch.answer;
-    let segment = tables.heap_segment(answer.segment)?;
     let start = scratch.layout().question_end;
     match answer.query_type() {
         QueryType::Aaaa => write_aaaa(packet, answer, segment, start),
@@ -704,16 +699,18 @@ pub fn respond<P: Packet, T: Tables>(
     let decided = parse(packet, scratch, control, tables, interface)
         .and_then(|()| look_up(scratch, control, tables, draw))
         .and_then(|decision| match decision {
-            Decision::Answer => Ok(()),
+            Decision::Answer(segment) => Ok(segment),
             Decision::Absent => deny(scratch, tables, |scratch, labels| {
                 below_subtree(scratch, tables, labels)
-            }),
+            })
+            .map(|()| None),
         });
-    if let Err(reason) = decided {
-        return Verdict::Passed(reason);
-    }
+    let segment = match decided {
+        Ok(segment) => segment,
+        Err(reason) => return Verdict::Passed(reason),
+    };
     if let Err(verdict) = make_room(packet, scratch, interface) {
         return verdict;
     }
-    write(packet, scratch, control, tables)
+    write(packet, scratch, control, segment)
 }

@@ -55,12 +55,14 @@ pub enum Found<'t> {
 /// A name's record.
 #[derive(Clone, Copy)]
 pub struct Record<'t> {
+    slot: u32,
+    segment: &'t Segment,
     words: &'t [Word; MAX_RECORD_WORDS],
     /// Its head.
     pub head: RecordHead,
 }
 
-impl Record<'_> {
+impl<'t> Record<'t> {
     /// The addresses of a type.
     #[inline(always)]
     #[must_use]
@@ -70,6 +72,23 @@ impl Record<'_> {
             QueryType::A => 2,
         };
         SetDescriptor(self.words[word].load())
+    }
+
+    /// Where a set's addresses begin: a segment and the word in it. Mostly it is the record's own.
+    #[inline(always)]
+    #[must_use]
+    pub fn addresses<T: Tables>(
+        &self,
+        set: SetDescriptor,
+        tables: &'t T,
+    ) -> Option<(&'t Segment, usize)> {
+        let (slot, word) = place(set.start());
+        let segment = if slot == self.slot {
+            self.segment
+        } else {
+            tables.heap_segment(slot)?
+        };
+        Some((segment, word))
     }
 
     /// Word `i` of the folded name, zeros after its end.
@@ -179,9 +198,12 @@ fn bucket<T: Tables>(tables: &T, index: IndexRef, at: u32) -> Option<&[Word; BUC
 
 #[inline(always)]
 fn record<T: Tables>(tables: &T, entry: Entry) -> Option<Record<'_>> {
-    let (segment, at) = place(entry.location());
-    let words = tables.heap_segment(segment)?.words(at)?;
+    let (slot, at) = place(entry.location());
+    let segment = tables.heap_segment(slot)?;
+    let words = segment.words(at)?;
     Some(Record {
+        slot,
+        segment,
         words,
         head: RecordHead(words[0].load()),
     })

@@ -22,8 +22,8 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::{error, info};
 use peak_common::{
-    abi::{Control, Interface},
-    respond::{self, Decision, Scratch},
+    abi::Interface,
+    respond::{self, Decision},
     table::{self, Tables},
     verdict::{Kind, PassReason, Verdict},
 };
@@ -93,8 +93,8 @@ fn run(ctx: XdpContext) -> u32 {
     }
 }
 
-/// As [`peak_common::respond::respond`], and the verdict's index; the later stages are functions that the verifier
-/// checks by themselves.
+/// As [`peak_common::respond::respond`], and the verdict's index; what only a denial needs are functions that the
+/// verifier checks by themselves.
 #[inline(always)]
 fn respond(ctx: &XdpContext, interface: &Interface) -> usize {
     let (Some(scratch), Some(control)) = (maps::scratch(), Maps.control()) else {
@@ -102,15 +102,20 @@ fn respond(ctx: &XdpContext, interface: &Interface) -> usize {
     };
     let decided = respond::parse(&XdpPacket::new(ctx), scratch, control, &Maps, interface)
         .and_then(|()| respond::look_up(scratch, control, &Maps, draw));
-    match decided {
-        Ok(Decision::Answer) => {}
+    let segment = match decided {
+        Ok(Decision::Answer(segment)) => segment,
         Ok(Decision::Absent) => match deny() {
-            GO_ON => {}
+            GO_ON => None,
             verdict => return verdict as usize,
         },
         Err(reason) => return Verdict::Passed(reason).index(),
-    }
-    finish(ctx, scratch, control, interface) as usize
+    };
+    let mut packet = XdpPacket::new(ctx);
+    let verdict = match respond::make_room(&mut packet, scratch, interface) {
+        Ok(()) => respond::write(&mut packet, scratch, control, segment),
+        Err(verdict) => verdict,
+    };
+    verdict.index()
 }
 
 /// What [`deny`] returns where an answer is to be written: no verdict's index.
@@ -143,17 +148,6 @@ extern "C" fn below_subtree(labels: u32) -> u32 {
         &Maps,
         labels as usize & 0x7f,
     ))
-}
-
-/// [`respond::make_room`] and [`respond::write`] for the interface in slot `row`: a verdict's index.
-#[inline(always)]
-fn finish(ctx: &XdpContext, scratch: &Scratch, control: &Control, interface: &Interface) -> u32 {
-    let mut packet = XdpPacket::new(ctx);
-    let verdict = match respond::make_room(&mut packet, scratch, interface) {
-        Ok(()) => respond::write(&mut packet, scratch, control, &Maps),
-        Err(verdict) => verdict,
-    };
-    verdict.index() as u32
 }
 
 /// Passes everything. A veth device delivers frames that its peer sends by XDP_TX only if it has a program of
