@@ -5,10 +5,10 @@
 //! 3. [`deny`], if it is not: does it not exist, or can only the fallback tell? [`below_subtree`] is a part of it.
 //! 4. [`make_room`] gives the frame the answer's length. It is the last stage that may pass the packet, and does so before
 //!    anything is written: what is passed is passed as it came.
-//! 5. [`write()`] turns the query into the answer; [`write_records`] is a part of it.
+//! 5. [`write()`] turns the query into the answer.
 //!
 //! What one stage leaves to the next is in memory, as numbers. The kernel's verifier, which explores every way through
-//! a program, thus explores the stages one by one: in one piece they exceed what it is willing to do.
+//! a program, thus finds that ways into a stage are the same, and explores what follows once.
 
 use crate::{
     abi::{Control, Interface, RecordHead, Segment, SetDescriptor, Zone},

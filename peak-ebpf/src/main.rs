@@ -15,10 +15,7 @@ mod maps;
 mod xdp_packet;
 
 use aya_ebpf::{
-    bindings::{xdp_action, xdp_md},
-    helpers::bpf_get_prandom_u32,
-    macros::xdp,
-    programs::XdpContext,
+    bindings::xdp_action, helpers::bpf_get_prandom_u32, macros::xdp, programs::XdpContext,
 };
 use aya_log_ebpf::{error, info};
 use peak_common::{

@@ -26,7 +26,11 @@ pub(crate) fn run(_: &Args) -> Result<()> {
     build_ebpf::build()?;
 
     say("lints of the XDP program");
-    process::run(toolchain::bpf_cargo("clippy")?.args(["--", "--deny", "warnings"]))?;
+    process::run(
+        toolchain::bpf_cargo("clippy")?
+            .arg("--all-features")
+            .args(["--", "--deny", "warnings"]),
+    )?;
     say("lints of the host's code");
     process::run(
         process::cargo()
