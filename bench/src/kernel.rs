@@ -252,14 +252,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     let mut report = Report::new("kernel");
     let mut common = Common::default();
-    // As the agent loads it: without what is here for benchmarks.
-    let mut shipped = Kernel::load(LoadOptions::default())?.program;
-    let shipped = shipped.xdp("peak")?.info()?;
-    common.jited = shipped.size_jitted().into();
-    common.instructions = shipped
-        .verified_instruction_count()
-        .context("the kernel tells no count of verified instructions")?
-        .into();
     let begin = Instant::now();
     for services in [Services::V6, Services::Dual, Services::Eight] {
         for size in SIZES {
@@ -279,10 +271,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 let labels = [("names", size.into())];
                 let measured = bench.measure(case, &effort, &mut common)?;
                 let pace = measured.whole.median;
-                report.add(case.name, &labels, "ns", measured.whole);
-                if let Some(figure) = report.results.last_mut() {
-                    figure.yardsticks = Some(measured.yardsticks);
-                }
+                let figure = report.add(case.name, &labels, "ns", measured.whole);
+                figure.yardsticks = Some(measured.yardsticks);
                 if let Some(hash_map) = measured.hash_map {
                     let lines = size as usize;
                     report.add("hash_map", &labels, "ns", hash_map);
@@ -293,6 +283,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     common.report(&mut report);
+    describe_program(&mut report)?;
 
     print(&report);
     if args.output == "json" {
@@ -314,31 +305,32 @@ struct Common {
     empty: Samples,
     yardstick: Samples,
     restore: Samples,
-    /// Of the rounds in which restoring was measured.
-    empty_beside_restore: Samples,
-    instructions: f64,
-    jited: f64,
 }
 
 impl Common {
     fn report(&self, report: &mut Report) {
         report.add("empty", &[], "ns", self.empty.summary());
         report.add("yardstick", &[], "ns", self.yardstick.without(&self.empty));
-        report.add(
-            "restore",
-            &[],
-            "ns",
-            self.restore.without(&self.empty_beside_restore),
-        );
-        let once = |value| Samples(vec![value]).summary();
-        report.add(
-            "verified_instructions",
-            &[],
-            "instructions",
-            once(self.instructions),
-        );
-        report.add("jited_size", &[], "bytes", once(self.jited));
+        report.add("restore", &[], "ns", self.restore.without(&self.empty));
     }
+}
+
+/// What the program is that agents load, without what is here for benchmarks.
+fn describe_program(report: &mut Report) -> Result<()> {
+    let mut program = Kernel::load(LoadOptions::default())?.program;
+    let program = program.xdp("peak")?.info()?;
+    let instructions = program
+        .verified_instruction_count()
+        .context("the kernel tells no count of verified instructions")?;
+    let once = |value: u32| Samples(vec![value.into()]).summary();
+    report.add(
+        "verified_instructions",
+        &[],
+        "instructions",
+        once(instructions),
+    );
+    report.add("jited_size", &[], "bytes", once(program.size_jitted()));
+    Ok(())
 }
 
 fn print(report: &Report) {
@@ -484,12 +476,9 @@ impl Bench {
             whole: whole.without(&restore),
             hash_map: case.with_hash_map.then(|| hash_map.without(&restore)),
         };
-        common.empty.0.append(&mut empty.0.clone());
+        common.empty.0.append(&mut empty.0);
         common.yardstick.0.append(&mut yardstick.0);
-        if !case.by_head {
-            common.restore.0.append(&mut restore.0);
-            common.empty_beside_restore.0.append(&mut empty.0);
-        }
+        common.restore.0.append(&mut restore.0);
         Ok(measured)
     }
 

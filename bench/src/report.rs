@@ -54,14 +54,14 @@ impl Report {
         labels: &[(&'static str, u64)],
         unit: &'static str,
         summary: Summary,
-    ) {
+    ) -> &mut Figure {
         let Summary {
             min,
             median,
             p99,
             samples,
         } = summary;
-        self.results.push(Figure {
+        self.results.push_mut(Figure {
             name,
             labels: labels.iter().copied().collect(),
             unit,
@@ -70,7 +70,7 @@ impl Report {
             p99,
             samples,
             yardsticks: None,
-        });
+        })
     }
 }
 
