@@ -50,6 +50,22 @@ impl Peak {
         Ok(peak)
     }
 
+    /// As [`Self::start`], with the manifests of a folder, on `eth0` in an XDP mode; `more` are further arguments.
+    ///
+    /// # Errors
+    /// It ends, or isn't ready in time: with what it said.
+    pub fn on_eth0(
+        namespace: &Namespace,
+        manifests: impl AsRef<Path>,
+        xdp: &str,
+        more: &[&str],
+    ) -> Result<Self> {
+        let manifests = manifests.as_ref().as_os_str();
+        let common = ["--interface", "eth0", "--xdp", xdp, "--manifests"];
+        let common = common.iter().map(OsStr::new).chain([manifests]);
+        Self::start(namespace, common.chain(more.iter().map(OsStr::new)))
+    }
+
     /// Starts `peak run` as [`Self::start`] does, without waiting.
     ///
     /// # Errors

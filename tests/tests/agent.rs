@@ -220,19 +220,7 @@ fn answers_in(mode: &str) -> Result<()> {
     let net = Net::new()?;
     let _pass = pass(&net.client, "eth0")?;
     let folder = manifests()?;
-    let mut peak = Peak::start(
-        &net.node,
-        [
-            "--manifests",
-            text(folder.path()),
-            "--interface",
-            "eth0",
-            "--xdp",
-            mode,
-            "--metrics",
-            "[::1]:9953",
-        ],
-    )?;
+    let mut peak = Peak::on_eth0(&net.node, &folder, mode, &["--metrics", "[::1]:9953"])?;
     let asked =
         |server: &str, qtype| -> Result<_> { net.client.run(|| ask(server.parse()?, WEB, qtype)) };
     // From whom each server's answer came.
@@ -319,17 +307,7 @@ fn packets_are_logged_if_asked_for() -> Result<()> {
     let _pass = pass(&net.client, "eth0")?;
     let folder = manifests()?;
     for log_one_in in ["1", "0"] {
-        let mut peak = Peak::start(
-            &net.node,
-            [
-                "--manifests",
-                text(folder.path()),
-                "--interface",
-                "eth0",
-                "--log-one-in",
-                log_one_in,
-            ],
-        )?;
+        let mut peak = Peak::on_eth0(&net.node, &folder, "auto", &["--log-one-in", log_one_in])?;
         for _ in 0..10 {
             net.client
                 .run(|| ask(SERVERS[0].parse()?, WEB, RecordType::AAAA))?;
@@ -356,17 +334,7 @@ fn interfaces_and_their_addresses_are_followed() -> Result<()> {
     let net = Net::new()?;
     let _pass = pass(&net.client, "eth0")?;
     let folder = manifests()?;
-    let mut peak = Peak::start(
-        &net.node,
-        [
-            "--manifests",
-            text(folder.path()),
-            "--interface",
-            "eth0",
-            "--xdp",
-            "native",
-        ],
-    )?;
+    let mut peak = Peak::on_eth0(&net.node, &folder, "native", &[])?;
     // Who answers there, if anybody.
     let who = |peak: &Peak, server: &str, qtype| -> Result<_> {
         let before = peak.status()?.counted();

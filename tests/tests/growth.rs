@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use hickory_proto::{
     op::ResponseCode,
     rr::{RData, RecordType},
@@ -71,24 +71,11 @@ fn every_length(mode: &str) -> Result<()> {
     let _pass = pass(&client, "eth0")?;
     let folder = scratch()?;
     fs::write(folder.path().join("services.yaml"), manifests()?)?;
-    let folder = folder
-        .path()
-        .to_str()
-        .context("a path of our own is UTF-8")?;
-    let mut arguments = vec![
-        "--manifests",
-        folder,
-        "--interface",
-        "eth0",
-        "--xdp",
-        mode,
-        "--zone",
-        "cluster.local",
-    ];
+    let mut more = vec!["--zone", "cluster.local"];
     for server in SERVERS {
-        arguments.extend(["--listen", server]);
+        more.extend(["--listen", server]);
     }
-    let peak = Peak::start(&node, arguments)?;
+    let peak = Peak::on_eth0(&node, &folder, mode, &more)?;
 
     let frames = Frames::open(&client, "eth0")?;
     let before = peak.status()?.counted();

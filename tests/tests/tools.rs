@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt::Write as _, fs, process::Command};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use peak_tests::{Namespace, Net, Peak, pass, scratch};
 
 /// Endpoints of a service whose answer fits neither UDP nor, at 28 bytes each, a frame.
@@ -86,14 +86,7 @@ fn tools_in(mode: &str) -> Result<()> {
     let _pass = pass(&client, "eth0")?;
     let folder = scratch()?;
     fs::write(folder.path().join("services.yaml"), manifests()?)?;
-    let folder = folder
-        .path()
-        .to_str()
-        .context("a path of our own is UTF-8")?;
-    let peak = Peak::start(
-        &node,
-        ["--manifests", folder, "--interface", "eth0", "--xdp", mode],
-    )?;
+    let peak = Peak::on_eth0(&node, &folder, mode, &[])?;
 
     let web = BTreeSet::from(["fd00:10:244:2::1", "fd00:10:244:2::2"]);
     for (tool, options) in [

@@ -46,19 +46,11 @@ impl Wire {
             namespace.ip(&format!("link set eth0 mtu {mtu}"))?;
         }
         let pass = pass(&net.client, "eth0")?;
-        let arguments = [
-            "--manifests",
-            MANIFESTS,
-            "--interface",
-            "eth0",
-            "--xdp",
-            mode,
-        ];
         Ok(Self {
             frames: Frames::open(&net.client, "eth0")?,
             client: net.client.mac("eth0")?,
             node: net.node.mac("eth0")?,
-            peak: Peak::start(&net.node, arguments)?,
+            peak: Peak::on_eth0(&net.node, MANIFESTS, mode, &[])?,
             net,
             _pass: pass,
         })

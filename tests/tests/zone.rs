@@ -158,17 +158,8 @@ fn kernel_and_fallback_answer_as_is_written() -> Result<()> {
     let servers =
         Net::SERVERS.map(|server| SocketAddr::new(server.parse().expect("an address"), 53));
     let listen = servers.map(|server| server.to_string());
-    let arguments = [
-        "--manifests",
-        FOLDER,
-        "--interface",
-        "eth0",
-        "--listen",
-        &listen[0],
-        "--listen",
-        &listen[1],
-    ];
-    let peak = Peak::start(&node, arguments)?;
+    let listen = ["--listen", &listen[0], "--listen", &listen[1]];
+    let peak = Peak::on_eth0(&node, FOLDER, "auto", &listen)?;
     let sockets = client.run(|| servers.map(connect));
 
     let table = fs::read_to_string(format!("{FOLDER}/answers.txt"))?;

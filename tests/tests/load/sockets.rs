@@ -124,21 +124,7 @@ fn manifests_are_rewritten_under_queries() -> Result<()> {
     let _pass = pass(&net.client, "eth0")?;
     let folder = scratch()?;
     fs::write(folder.path().join("services.yaml"), manifests(0))?;
-    let path = folder
-        .path()
-        .to_str()
-        .context("a path of our own is UTF-8")?;
-    let peak = Peak::start(
-        &net.node,
-        [
-            "--manifests",
-            path,
-            "--interface",
-            "eth0",
-            "--xdp",
-            "native",
-        ],
-    )?;
+    let peak = Peak::on_eth0(&net.node, &folder, "native", &[])?;
     let sockets = Net::SERVERS.map(|server| {
         let server = SocketAddr::new(server.parse().expect("an address"), 53);
         net.client.run(|| -> Result<UdpSocket> {
