@@ -368,9 +368,12 @@ fn interfaces_and_their_addresses_are_followed() -> Result<()> {
         net.node
             .address("eth0", &format!("fd00:10:1::{host:x}/64"))?;
     }
-    eventually("the addresses", LIMIT, || {
-        Ok((files()? >= before + 2 * many.len()).then_some(()))
-    })?;
+    for host in many.clone() {
+        let listening = format!("listening address=[fd00:10:1::{host:x}]:53");
+        eventually("every address to be listened at", LIMIT, || {
+            Ok(peak.process().log().contains(&listening).then_some(()))
+        })?;
+    }
     let most = files()? - before;
     for host in many {
         net.node
