@@ -16,16 +16,45 @@ pub const NAME_AT: usize = 14 + 40 + 8 + 12;
 pub struct Template {
     /// Bytes of the frame.
     pub length: u32,
-    /// Where the eight bytes are that each run takes from the next word: an offset into the frame.
+    /// Where the eight digits stand that each run draws anew: an offset into the frame.
     pub varied: u32,
-    /// How many words there are.
-    pub words: u32,
-    /// Which word is next.
-    pub next: u32,
+    /// How many numbers there are to draw from.
+    pub names: u32,
+    /// State of the generator that draws; not 0.
+    pub random: u32,
     /// Not 0: the frame lies at its buffer's end, so that it is restored, and grows, at its head.
     pub by_head: u32,
     /// Spelled-out padding.
     pub reserved: u32,
     /// The frame.
     pub frame: [u8; FRAME],
+}
+
+impl Template {
+    /// Draws a number below [`Self::names`], each as likely as any other, and gives its eight decimal digits.
+    #[inline(always)]
+    pub const fn draw(&mut self) -> u64 {
+        // Marsaglia, "Xorshift RNGs" (2003): every number but 0 comes once in 2³² − 1 draws.
+        let mut random = self.random;
+        random ^= random << 13;
+        random ^= random >> 17;
+        random ^= random << 5;
+        self.random = random;
+        digits(((random as u64 * self.names as u64) >> 32) as u32)
+    }
+}
+
+/// Eight decimal digits of a number, the first one in the lowest byte.
+///
+/// Halves, then their halves: all quotients of a step by one multiplication with the divisor's inverse, rounded up.
+#[inline(always)]
+#[must_use]
+pub const fn digits(number: u32) -> u64 {
+    let (high, low) = (number as u64 / 10_000, number as u64 % 10_000);
+    let fours = high | low << 32;
+    let high = ((fours * 10_486) >> 20) & 0x7f_0000_007f;
+    let twos = high | (fours - 100 * high) << 16;
+    let high = ((twos * 103) >> 10) & 0x000f_000f_000f_000f;
+    let ones = high | (twos - 10 * high) << 8;
+    ones | 0x3030_3030_3030_3030
 }

@@ -20,10 +20,6 @@ use crate::xdp_packet::XdpPacket;
 #[btf_map]
 static TEMPLATE: Array<Template, 1> = Array::new();
 
-/// What is written into the template, one after the other. The loader says how many there are.
-#[btf_map]
-static WORDS: Array<u64, 1> = Array::new();
-
 /// [`crate::peak`] on a restored frame.
 #[xdp(frags)]
 pub fn restored(ctx: XdpContext) -> u32 {
@@ -42,16 +38,12 @@ pub fn restore_only(ctx: XdpContext) -> u32 {
     }
 }
 
-/// Makes the frame the template again, with the next of the words.
+/// Makes the frame the template again, with digits drawn anew. They are made here, because a list of them would take the cache
+/// from the table.
 #[inline(always)]
 fn restore(ctx: &XdpContext) -> Option<()> {
     // SAFETY: benchmarks run one program at a time.
     let template = unsafe { &mut *TEMPLATE.get_ptr_mut(0)? };
-    let word = *WORDS.get(template.next)?;
-    template.next += 1;
-    if template.next >= template.words {
-        template.next = 0;
-    }
     let length = template.length & (FRAME as u32 - 1);
     if length == 0 {
         return None;
@@ -72,7 +64,7 @@ fn restore(ctx: &XdpContext) -> Option<()> {
         }
     }
     let varied = template.varied as usize & (FRAME - 1);
-    *XdpPacket::new(ctx).window_mut::<8>(varied)? = word.to_le_bytes();
+    *XdpPacket::new(ctx).window_mut::<8>(varied)? = template.draw().to_le_bytes();
     Some(())
 }
 
