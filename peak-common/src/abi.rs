@@ -9,7 +9,7 @@
 //!                              │  entry = tag (32 bits) │ location (32 bits, in granules of 16 B)
 //!                              ▼
 //!                         HEAP[segment]  : name records and address arrays
-//!                              record = 3 header words, the name, and, where they fit, its addresses
+//!                              record = head, name, and its one address, or the descriptors of its sets
 //! ```
 
 use core::mem::{offset_of, size_of};
@@ -215,7 +215,11 @@ impl SetDescriptor {
     }
 }
 
-/// First word of a name's record: `name_length | flags << 8 | zone << 16 | ttl << 32`.
+/// First word of a name's record: `name_length | flags << 8 | zone << 16 | one_address << 24 | ttl << 32`.
+///
+/// The name follows, lower case, in wire format, padded with zeros to whole words; then come two words more. They are the
+/// [`SetDescriptor`]s of its AAAA and A records, or, if an IPv6 address is all that the name has, that address: with a name of
+/// up to 40 bytes, as most are, such a record takes one cache line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordHead(pub u64);
 
@@ -224,10 +228,33 @@ impl RecordHead {
     pub const ASK_FALLBACK: u8 = 1;
     /// Every name below this one is the fallback's as well.
     pub const SUBTREE: u8 = 2;
+    const ONE_ADDRESS: u64 = 1 << 24;
     /// A head for a name of `name_length` bytes (root label included) in `zone`; `ttl` in seconds.
     #[must_use]
     pub const fn new(name_length: u8, flags: u8, zone: u8, ttl: u32) -> Self {
         Self(name_length as u64 | (flags as u64) << 8 | (zone as u64) << 16 | (ttl as u64) << 32)
+    }
+    /// The same, of a record that ends with its one address.
+    #[must_use]
+    pub const fn with_one_address(self) -> Self {
+        Self(self.0 | Self::ONE_ADDRESS)
+    }
+    /// The same, with this flag, too.
+    #[must_use]
+    pub const fn with_flag(self, flag: u8) -> Self {
+        Self(self.0 | (flag as u64) << 8)
+    }
+    /// Whether an IPv6 address is all that the name has, and stands where the descriptors would.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_one_address(self) -> bool {
+        self.0 & Self::ONE_ADDRESS != 0
+    }
+    /// Which of the record's words the first one after the name is.
+    #[inline(always)]
+    #[must_use]
+    pub const fn sets(self) -> usize {
+        1 + self.name_length().div_ceil(8)
     }
     /// Bytes of the name on the wire, the root label included.
     #[inline(always)]
@@ -255,10 +282,10 @@ impl RecordHead {
     }
 }
 
-/// Words of a record before the name: the head, the AAAA set, the A set.
-pub const RECORD_HEADER_WORDS: usize = 3;
-/// Words before and with the longest name.
-pub const MAX_RECORD_WORDS: usize = RECORD_HEADER_WORDS + NAME_WORDS;
+/// Words of a record besides the name's: its head, and two that follow the name.
+pub const RECORD_FIXED_WORDS: usize = 3;
+/// Words of a record with the longest name.
+pub const MAX_RECORD_WORDS: usize = RECORD_FIXED_WORDS + NAME_WORDS;
 
 /// A zone that the kernel answers for. All fields here and below are words: BPF has no smaller atomics.
 #[repr(C)]

@@ -11,7 +11,7 @@
 //! a program, thus finds that ways into a stage are the same, and explores what follows once.
 
 use crate::{
-    abi::{Control, Interface, RecordHead, Segment, SetDescriptor, Zone},
+    abi::{Control, Interface, RecordHead, Segment, Zone},
     dns::{
         edns::{self, Opt},
         header::{self, Counts, HEADER, Header},
@@ -19,12 +19,12 @@ use crate::{
         question::{self, CLASS_IN, TYPE_A, TYPE_AAAA, TYPE_AND_CLASS, TYPE_SOA},
     },
     net::{
-        checksum,
+        checksum::Sum,
         ethernet::{self, Ethernet},
         ip::{self, Datagram, Family, UDP_HEADER},
     },
     packet::{Packet, ResizeError},
-    table::{self, Found, Tables},
+    table::{self, Found, Set, Tables},
     verdict::{AbortReason, Outcome, PassReason, QueryType, Verdict},
     verifier::forget,
 };
@@ -74,14 +74,16 @@ struct Answer {
     ip: usize,
     /// Bytes of the IP header.
     ip_header: usize,
+    /// Where the question ends.
+    question_end: usize,
+    /// Bytes of the longest frame that the client and the link take.
+    longest: usize,
     /// 1 for AAAA, 0 for A.
     aaaa: usize,
     /// Bytes of the OPT record, or 0.
     opt: usize,
     /// The DO bit, where [`edns::reply`] wants it.
     dnssec_ok: u64,
-    /// Most bytes of the message that the client takes.
-    limit: usize,
     /// An [`Outcome`].
     outcome: usize,
     /// Without addresses: for how long (RFC 2308, section 3).
@@ -96,6 +98,8 @@ struct Answer {
     first: usize,
     /// How many are given.
     given: usize,
+    /// Bytes of the records that follow the question, without the OPT.
+    records: usize,
 }
 
 /// What [`look_up`] found.
@@ -146,10 +150,10 @@ impl Soa {
     const MINIMUM: usize = 50;
     const TEMPLATE_SUM: u64 = sum_of(&Self::TEMPLATE);
 
-    /// Writes the record, and returns its sum. TTL and MINIMUM are one value, so that the lesser of them
+    /// Writes the record, and adds its words to `sum`. TTL and MINIMUM are one value, so that the lesser of them
     /// is it (RFC 2308, section 5).
     #[inline(always)]
-    fn write(self, record: &mut [u8; Self::LENGTH]) -> u64 {
+    fn write(self, record: &mut [u8; Self::LENGTH], sum: Sum) -> Sum {
         let zone = (0xc000 | (HEADER + (self.zone_offset & 0xff)) as u16).to_be();
         let (ttl, serial) = (self.ttl.to_be(), self.serial.to_be());
         *record = Self::TEMPLATE;
@@ -160,11 +164,11 @@ impl Soa {
         put(record, Self::SERIAL, serial.to_le_bytes());
         put(record, Self::MINIMUM, ttl.to_le_bytes());
         // MNAME's pointer is at an odd offset.
-        Self::TEMPLATE_SUM
-            + 2 * u64::from(zone)
+        let varying = 2 * u64::from(zone)
             + u64::from(zone.swap_bytes())
             + 2 * u64::from(ttl)
-            + u64::from(serial)
+            + u64::from(serial);
+        sum.with(Self::TEMPLATE_SUM + varying)
     }
 }
 
@@ -244,10 +248,12 @@ pub fn parse<P: Packet, T: Tables>(
     let answer = &mut scratch.answer;
     answer.ip = ethernet.end;
     answer.ip_header = datagram.family.header();
+    answer.question_end = question_end;
     answer.aaaa = (query_type == QueryType::Aaaa) as usize;
     answer.opt = if header.additional { edns::OPT } else { 0 };
     answer.dnssec_ok = opt.dnssec_ok();
-    answer.limit = opt.payload_size().min(edns::PAYLOAD_SIZE);
+    let longest = message + opt.payload_size().min(edns::PAYLOAD_SIZE);
+    answer.longest = longest.min(ethernet.end + interface.mtu.load() as usize);
     Ok(())
 }
 
@@ -278,7 +284,7 @@ pub fn look_up<'t, T: Tables>(
         return Err(PassReason::AskFallback);
     }
     let set = record.set(answer.query_type());
-    if set.count() == 0 {
+    if set.count == 0 {
         let zone = control
             .zones
             .get(record.head.zone())
@@ -286,10 +292,9 @@ pub fn look_up<'t, T: Tables>(
         answer.negative(&name, zone, Outcome::NoData);
         return Ok(Decision::Answer(None));
     }
-    let (segment, word) = record
-        .addresses(set, tables)
+    let segment = record
+        .segment_of(set, tables)
         .ok_or(PassReason::AskFallback)?;
-    answer.word = word;
     answer.addresses(set, record.head.ttl(), draw)?;
     Ok(Decision::Answer(Some(segment)))
 }
@@ -352,10 +357,11 @@ impl Answer {
     const EMPTY: Self = Self {
         ip: 0,
         ip_header: 0,
+        question_end: 0,
+        longest: 0,
         aaaa: 0,
         opt: 0,
         dnssec_ok: 0,
-        limit: 0,
         outcome: 0,
         soa: Soa {
             zone_offset: 0,
@@ -367,11 +373,13 @@ impl Answer {
         count: 0,
         first: 0,
         given: 0,
+        records: 0,
     };
 
     #[inline(always)]
     fn negative(&mut self, name: &Name, zone: &Zone, outcome: Outcome) {
         self.outcome = outcome as usize;
+        self.records = Soa::LENGTH;
         self.soa.zone_offset = name.length.wrapping_sub(zone.length.load() as usize);
         self.soa.serial = zone.serial.load() as u32;
         self.soa.ttl = zone.ttl.load() as u32;
@@ -380,12 +388,12 @@ impl Answer {
     #[inline(always)]
     fn addresses(
         &mut self,
-        set: SetDescriptor,
+        set: Set,
         ttl: u32,
         draw: impl FnOnce() -> u32,
     ) -> Result<(), PassReason> {
-        let count = set.count() as usize;
-        let given = match set.pick() as usize {
+        let count = set.count as usize;
+        let given = match set.pick as usize {
             0 => count,
             pick => pick.min(count),
         };
@@ -400,8 +408,10 @@ impl Answer {
         };
         self.outcome = Outcome::Records as usize;
         self.ttl = ttl;
+        self.word = set.word;
         self.count = count;
         self.given = given;
+        self.records = given * (A_RECORD + self.aaaa * (AAAA_RECORD - A_RECORD));
         Ok(())
     }
 
@@ -434,15 +444,16 @@ impl Answer {
         }
     }
 
-    /// Bytes of the records and the OPT. The masks are bounds for the verifier.
+    /// The masks are bounds for the verifier.
     #[inline(always)]
-    const fn records_length(&self) -> usize {
-        let record = A_RECORD + (self.aaaa & 1) * (AAAA_RECORD - A_RECORD);
-        let records = match self.outcome() {
-            Outcome::Records => (self.given & 0x7f) * record,
-            Outcome::NoData | Outcome::NxDomain => Soa::LENGTH,
-        };
-        records + (self.opt & 0xf)
+    const fn layout(&self) -> Layout {
+        let question_end = self.question_end & 0x1ff;
+        let records_end = question_end + (self.records & 0x7ff);
+        Layout {
+            question_end,
+            records_end,
+            end: records_end + (self.opt & 0xf),
+        }
     }
 }
 
@@ -451,53 +462,24 @@ impl Answer {
 /// # Errors
 /// The verdict that the packet deserves instead; if it is to be passed, it is untouched.
 #[inline(always)]
-pub fn make_room<P: Packet>(
-    packet: &mut P,
-    scratch: &Scratch,
-    interface: &Interface,
-) -> Result<(), Verdict> {
-    let answer = &scratch.answer;
-    let Layout {
-        ip,
-        message,
-        question_end,
-        ..
-    } = scratch.layout();
-    let length = question_end + answer.records_length();
-    if length - message > answer.limit || length - ip > interface.mtu.load() as usize {
+pub fn make_room<P: Packet>(packet: &mut P, scratch: &Scratch) -> Result<(), Verdict> {
+    let layout = scratch.answer.layout();
+    if layout.end > scratch.answer.longest {
         return Err(Verdict::Passed(PassReason::TooLarge));
     }
     packet
-        .resize(length, question_end)
+        .resize(layout.end, layout.question_end)
         .map_err(|error| match error {
             ResizeError::NoRoom => Verdict::Passed(PassReason::NoRoom),
             ResizeError::Length => Verdict::Aborted(AbortReason::Resized),
         })
 }
 
-/// Where the parts of the query are, from the frame's start.
+/// Where the parts of the answer end, from the frame's start.
 struct Layout {
-    ip: usize,
-    message: usize,
-    name_length: usize,
     question_end: usize,
-}
-
-impl Scratch {
-    /// The masks are bounds for the verifier.
-    #[inline(always)]
-    const fn layout(&self) -> Layout {
-        let ip = self.answer.ip & 31;
-        let message = ip + (self.answer.ip_header & 0x3f) + UDP_HEADER;
-        let name_length = self.question.length & 0xff;
-        let question_end = message + HEADER + name_length + TYPE_AND_CLASS;
-        Layout {
-            ip,
-            message,
-            name_length,
-            question_end,
-        }
-    }
+    records_end: usize,
+    end: usize,
 }
 
 /// The last stage: turns the query into the answer, in a frame that has room for it. If it fails, with
@@ -526,30 +508,30 @@ fn write_frame<P: Packet>(
         question, answer, ..
     } = scratch;
     let Layout {
-        ip,
-        message,
-        name_length,
         question_end,
-    } = scratch.layout();
-    let type_and_class = *packet.window::<TYPE_AND_CLASS>(question_end - TYPE_AND_CLASS)?;
-    let mut sum = u64::from(u32::from_le_bytes(type_and_class));
+        records_end,
+        end,
+    } = answer.layout();
+    let query_type = answer.query_type();
+    let sum = question::type_sum(query_type);
     let outcome = answer.outcome();
-    sum += match outcome {
-        Outcome::Records => write_records(packet, scratch, segment?)?,
-        Outcome::NoData | Outcome::NxDomain => answer.soa.write(packet.window_mut(question_end)?),
+    let mut sum = match outcome {
+        Outcome::Records => write_records(packet, answer, segment?, question_end, sum)?,
+        Outcome::NoData | Outcome::NxDomain => {
+            let record = packet.window_mut(question_end)?;
+            answer.soa.write(record, sum)
+        }
     };
     if answer.opt != 0 {
-        let at = question_end + answer.records_length() - edns::OPT;
-        let record = packet.window_mut::<{ edns::OPT }>(at)?;
+        let record = packet.window_mut::<{ edns::OPT }>(records_end)?;
         let first = edns::reply(answer.dnssec_ok);
         put(record, 0, first.to_le_bytes());
         put(record, 8, [0; 3]);
-        sum = checksum::add(sum, first);
+        sum = sum.with(first);
     }
-    if name_length & 1 == 1 {
-        sum = checksum::at_odd_offset(sum);
+    if question.length & 1 == 1 {
+        sum = sum.at_odd_offset();
     }
-    sum += u64::from(checksum::fold(question.sum));
 
     let (answers, rcode) = match outcome {
         Outcome::Records => (answer.given as u16, header::NOERROR),
@@ -562,22 +544,28 @@ fn write_frame<P: Packet>(
         additional: answer.opt != 0,
     };
     let recursion = control.flags.load() & Control::RECURSION_AVAILABLE != 0;
-    sum += header::turn(packet, message, recursion, rcode, counts)?;
-    let length = question_end - message + UDP_HEADER + answer.records_length();
-    ip::turn(packet, ip, answer.family(), length, sum)?;
+    let sum = sum.and(question.sum);
+    let ip = answer.ip & 31;
+    let udp = ip + (answer.ip_header & 0x3f);
+    let sum = header::turn(packet, udp + UDP_HEADER, recursion, rcode, counts, sum)?;
+    ip::turn(packet, ip, answer.family(), end - udp, sum)?;
     ethernet::turn(packet)?;
-    Some((answer.query_type(), outcome))
+    Some((query_type, outcome))
 }
 
-/// Writes the addresses after the question, and returns the sum of their records. `None` where the frame or the segment
-/// ends before.
+/// Writes the addresses after the question, and adds the words of their records to `sum`. `None` where the frame or the
+/// segment ends before.
 #[inline(always)]
-fn write_records<P: Packet>(packet: &mut P, scratch: &Scratch, segment: &Segment) -> Option<u64> {
-    let answer = &scratch.answer;
-    let start = scratch.layout().question_end;
+fn write_records<P: Packet>(
+    packet: &mut P,
+    answer: &Answer,
+    segment: &Segment,
+    start: usize,
+    sum: Sum,
+) -> Option<Sum> {
     match answer.query_type() {
-        QueryType::Aaaa => write_aaaa(packet, answer, segment, start),
-        QueryType::A => write_a(packet, answer, segment, start),
+        QueryType::Aaaa => write_aaaa(packet, answer, segment, start, sum),
+        QueryType::A => write_a(packet, answer, segment, start, sum),
     }
 }
 
@@ -587,16 +575,17 @@ fn write_aaaa<P: Packet>(
     answer: &Answer,
     segment: &Segment,
     start: usize,
-) -> Option<u64> {
+    sum: Sum,
+) -> Option<Sum> {
     let prefix = RecordPrefix::new(TYPE_AAAA, answer.ttl, 16);
-    write_ring(answer, MAX_AAAA_RECORDS, |i, index| {
+    write_ring(answer, MAX_AAAA_RECORDS, sum, |i, index, sum| {
         let [low, high] = segment.words::<2>(answer.word + 2 * index)?;
         let (low, high) = (low.load(), high.load());
         let record = packet.window_mut::<AAAA_RECORD>(start + i * AAAA_RECORD)?;
         prefix.write(record);
         put(record, RECORD_PREFIX, low.to_le_bytes());
         put(record, RECORD_PREFIX + 8, high.to_le_bytes());
-        Some(checksum::add(checksum::add(prefix.sum(), low), high))
+        Some(prefix.add_to(sum).with(low).with(high))
     })
 }
 
@@ -606,29 +595,30 @@ fn write_a<P: Packet>(
     answer: &Answer,
     segment: &Segment,
     start: usize,
-) -> Option<u64> {
+    sum: Sum,
+) -> Option<Sum> {
     let prefix = RecordPrefix::new(TYPE_A, answer.ttl, 4);
-    write_ring(answer, MAX_RECORDS, |i, index| {
+    write_ring(answer, MAX_RECORDS, sum, |i, index, sum| {
         let [pair] = segment.words::<1>(answer.word + index / 2)?;
         let address = (pair.load() >> ((index & 1) * 32)) as u32;
         let record = packet.window_mut::<A_RECORD>(start + i * A_RECORD)?;
         prefix.write(record);
         put(record, RECORD_PREFIX, address.to_le_bytes());
-        Some(prefix.sum() + u64::from(address))
+        Some(prefix.add_to(sum).with_halves(u64::from(address), 0))
     })
 }
 
-/// Calls `write` with 0, 1, … and the elements of the ring that are given, and adds what it returns.
+/// Calls `write` with 0, 1, …, the elements of the ring that are given, and the sum so far.
 #[inline(always)]
 fn write_ring(
     answer: &Answer,
     most: usize,
-    mut write: impl FnMut(usize, usize) -> Option<u64>,
-) -> Option<u64> {
+    mut sum: Sum,
+    mut write: impl FnMut(usize, usize, Sum) -> Option<Sum>,
+) -> Option<Sum> {
     // Copies, because what the verifier learns from comparisons in a loop tells one round's end from another's.
     let noise = answer.word as u64;
     let given = forget(answer.given, noise);
-    let mut sum = 0;
     for i in 0..most {
         if i >= given {
             break;
@@ -640,9 +630,9 @@ fn write_ring(
         } else {
             beyond
         };
-        sum += write(i, forget(index, noise))?;
+        sum = write(i, forget(index, noise), sum)?;
     }
-    Some(forget(sum as usize, noise) as u64)
+    Some(sum)
 }
 
 /// A record but for its data, the first byte lowest: 8 bytes and 4.
@@ -669,8 +659,8 @@ impl RecordPrefix {
     }
 
     #[inline(always)]
-    const fn sum(self) -> u64 {
-        checksum::add(self.1 as u64, self.0)
+    const fn add_to(self, sum: Sum) -> Sum {
+        sum.with(self.0).with_halves(self.1 as u64, 0)
     }
 }
 
@@ -709,7 +699,7 @@ pub fn respond<P: Packet, T: Tables>(
         Ok(segment) => segment,
         Err(reason) => return Verdict::Passed(reason),
     };
-    if let Err(verdict) = make_room(packet, scratch, interface) {
+    if let Err(verdict) = make_room(packet, scratch) {
         return verdict;
     }
     write(packet, scratch, control, segment)

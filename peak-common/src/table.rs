@@ -10,9 +10,8 @@
 use crate::{
     abi::{
         BUCKET_ENTRIES, BUCKET_WORDS, Control, Entry, GRANULE_BYTES, IndexRef, Interface,
-        MAX_RECORD_WORDS, Overflow, PROBES, RECORD_HEADER_WORDS, RecordHead, SEGMENT_BUCKETS,
-        SEGMENT_GRANULES, SERVED_SLOTS, Segment, Served, SetDescriptor, served_slot, service_key,
-        tag_of,
+        MAX_RECORD_WORDS, Overflow, PROBES, RecordHead, SEGMENT_BUCKETS, SEGMENT_GRANULES,
+        SERVED_SLOTS, Segment, Served, SetDescriptor, served_slot, service_key, tag_of,
     },
     dns::name::{Name, NameBuffer},
     verdict::QueryType,
@@ -57,47 +56,69 @@ pub enum Found<'t> {
 pub struct Record<'t> {
     slot: u32,
     segment: &'t Segment,
+    at: usize,
     words: &'t [Word; MAX_RECORD_WORDS],
     /// Its head.
     pub head: RecordHead,
+}
+
+/// The addresses of a type, and where they are.
+#[derive(Clone, Copy)]
+pub struct Set {
+    /// The heap's segment.
+    pub slot: u32,
+    /// The word in it.
+    pub word: usize,
+    /// How many there are.
+    pub count: u32,
+    /// How many an answer draws; 0: all of them.
+    pub pick: u32,
 }
 
 impl<'t> Record<'t> {
     /// The addresses of a type.
     #[inline(always)]
     #[must_use]
-    pub fn set(&self, query_type: QueryType) -> SetDescriptor {
-        let word = match query_type {
-            QueryType::Aaaa => 1,
-            QueryType::A => 2,
+    pub fn set(&self, query_type: QueryType) -> Set {
+        let sets = self.head.sets();
+        if self.head.has_one_address() {
+            return Set {
+                slot: self.slot,
+                word: self.at + sets,
+                count: u32::from(query_type == QueryType::Aaaa),
+                pick: 0,
+            };
+        }
+        let descriptor = match query_type {
+            QueryType::Aaaa => sets,
+            QueryType::A => sets + 1,
         };
-        SetDescriptor(self.words[word].load())
+        let descriptor = SetDescriptor(self.words.get(descriptor).map_or(0, Word::load));
+        let (slot, word) = place(descriptor.start());
+        Set {
+            slot,
+            word,
+            count: descriptor.count(),
+            pick: descriptor.pick(),
+        }
     }
 
-    /// Where a set's addresses begin: a segment and the word in it. Mostly it is the record's own.
+    /// The segment that a set of this record is in. Mostly it is the record's own.
     #[inline(always)]
     #[must_use]
-    pub fn addresses<T: Tables>(
-        &self,
-        set: SetDescriptor,
-        tables: &'t T,
-    ) -> Option<(&'t Segment, usize)> {
-        let (slot, word) = place(set.start());
-        let segment = if slot == self.slot {
-            self.segment
+    pub fn segment_of<T: Tables>(&self, set: Set, tables: &'t T) -> Option<&'t Segment> {
+        if set.slot == self.slot {
+            Some(self.segment)
         } else {
-            tables.heap_segment(slot)?
-        };
-        Some((segment, word))
+            tables.heap_segment(set.slot)
+        }
     }
 
     /// Word `i` of the folded name, zeros after its end.
     #[inline(always)]
     #[must_use]
     pub fn name_word(&self, i: usize) -> u64 {
-        self.words
-            .get(RECORD_HEADER_WORDS + i)
-            .map_or(0, Word::load)
+        self.words.get(1 + i).map_or(0, Word::load)
     }
 }
 
@@ -204,6 +225,7 @@ fn record<T: Tables>(tables: &T, entry: Entry) -> Option<Record<'_>> {
     Some(Record {
         slot,
         segment,
+        at,
         words,
         head: RecordHead(words[0].load()),
     })

@@ -2,9 +2,10 @@
 
 use peak_common::{
     abi::{Control, Interface, Segment, Served, mapped, served_slot, service_key},
+    bench::digits,
     dns::name::{Name, NameBuffer},
     hash::{self, hash_name},
-    net::checksum,
+    net::checksum::Sum,
     packet::{Buffer, Packet, ResizeError},
     respond::{Scratch, respond},
     table::Tables,
@@ -97,7 +98,7 @@ fn frame(message: &[u8]) -> Vec<u8> {
     let words = header
         .chunks(2)
         .map(|pair| u64::from(u16::from_le_bytes([pair[0], pair[1]])));
-    let sum = !checksum::fold(words.sum());
+    let sum = !words.fold(Sum::ZERO, Sum::with).fold();
     header[10..12].copy_from_slice(&sum.to_le_bytes());
     frame.extend(header);
     frame.extend([0x30, 0x39, 0, 53]);
@@ -194,8 +195,8 @@ proptest! {
                 prop_assert!(name.matches(&buffer, stored), "{:?}", padded);
             }
             let sum = padded.as_chunks::<8>().0.iter()
-                .fold(0, |sum, word| checksum::add(sum, u64::from_le_bytes(*word)));
-            prop_assert_eq!(checksum::fold(name.sum), checksum::fold(sum));
+                .fold(Sum::ZERO, |sum, word| sum.with(u64::from_le_bytes(*word)));
+            prop_assert_eq!(name.sum.fold(), sum.fold());
         }
     }
 
@@ -210,15 +211,24 @@ proptest! {
             }
             sum as u16
         };
-        let mut sum = 0;
-        for chunk in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            sum = checksum::add(sum, u64::from_le_bytes(word));
-        }
-        prop_assert_eq!(checksum::fold(sum).to_be(), plain(&bytes));
+        let sum = |bytes: &[u8]| {
+            bytes.chunks(8).fold(Sum::ZERO, |sum, chunk| {
+                let mut word = [0; 8];
+                word[..chunk.len()].copy_from_slice(chunk);
+                sum.with(u64::from_le_bytes(word))
+            })
+        };
+        prop_assert_eq!(sum(&bytes).fold().to_be(), plain(&bytes));
         let odd = [&[0][..], &bytes].concat();
-        prop_assert_eq!(checksum::fold(checksum::at_odd_offset(sum)).to_be(), plain(&odd));
+        prop_assert_eq!(sum(&bytes).at_odd_offset().fold().to_be(), plain(&odd));
+        let (first, second) = bytes.split_at(bytes.len() / 16 * 8);
+        prop_assert_eq!(sum(first).and(sum(second)).fold().to_be(), plain(&bytes));
+    }
+
+    /// The digits that benchmarks put into names.
+    #[test]
+    fn digits_are_those_of_the_number(number in 0..100_000_000_u32) {
+        prop_assert_eq!(digits(number).to_le_bytes().to_vec(), format!("{number:08}").into_bytes());
     }
 
     /// Room at the tail, room at the head, or none: what is kept is kept, and without room nothing changes.

@@ -1,6 +1,6 @@
 //! The header (RFC 1035, section 4.1.1).
 
-use crate::{net::checksum, packet::Packet, verdict::PassReason};
+use crate::{net::checksum::Sum, packet::Packet, verdict::PassReason};
 
 /// Bytes of a header.
 pub const HEADER: usize = 12;
@@ -60,7 +60,7 @@ impl Header {
     }
 }
 
-/// Turns the query's header at `offset` into its answer's, and returns the sum of its words.
+/// Turns the query's header at `offset` into its answer's, and adds its words to `sum`.
 ///
 /// RD (RFC 1035) and CD (RFC 4035, section 3.2.2) are copied, everything else is cleared but QR, AA, and
 /// RA where `recursion` is available. `None` where the frame ends before.
@@ -71,7 +71,8 @@ pub fn turn<P: Packet>(
     recursion: bool,
     rcode: u16,
     counts: Counts,
-) -> Option<u64> {
+    sum: Sum,
+) -> Option<Sum> {
     let bytes = packet.window_mut::<HEADER>(offset)?;
     let [i0, i1, f0, f1, ..] = *bytes;
     let id = u16::from_le_bytes([i0, i1]);
@@ -85,7 +86,7 @@ pub fn turn<P: Packet>(
         | u32::from(u16::from(counts.additional).to_be()) << 16;
     bytes[..8].copy_from_slice(&first.to_le_bytes());
     bytes[8..].copy_from_slice(&second.to_le_bytes());
-    Some(checksum::add(u64::from(second), first))
+    Some(sum.with(first).with_halves(u64::from(second), 0))
 }
 
 /// Records of a reply's sections.

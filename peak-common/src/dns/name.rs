@@ -3,7 +3,7 @@
 use crate::{
     abi::{Control, MAX_ZONES, NAME_WORDS, Zone},
     hash,
-    net::checksum,
+    net::checksum::Sum,
     packet::Packet,
     verifier::forget,
 };
@@ -82,8 +82,8 @@ pub struct Name {
     pub length: usize,
     /// Its hash; see [`crate::hash`].
     pub hash: u64,
-    /// The sum of its words, for a checksum.
-    pub sum: u64,
+    /// The sum of its words.
+    pub sum: Sum,
 }
 
 #[inline(always)]
@@ -99,7 +99,7 @@ impl Name {
     pub const EMPTY: Self = Self {
         length: 0,
         hash: 0,
-        sum: 0,
+        sum: Sum::ZERO,
     };
 
     /// The same, with its length's bounds for the verifier to see, where it comes from memory.
@@ -126,15 +126,16 @@ impl Name {
         const ONES: u64 = 0x0101_0101_0101_0101;
         const HIGHS: u64 = 0x8080_8080_8080_8080;
         let mut hash = 0;
-        let mut sum = 0;
+        let mut sum = Sum::ZERO;
         for i in 0..NAME_WORDS {
             let word = packet.word(start + 8 * i)?;
             // The highest bits of bytes that are zero; above the lowest of them, also others.
             let zeros = word.wrapping_sub(ONES) & !word & HIGHS;
             if zeros == 0 {
                 buffer.put(i, word);
+                let upper = word >> 32;
                 hash = hash::add_word(hash, word, u64::MAX, keys(control, i));
-                sum = checksum::add(sum, word);
+                sum = sum.with_halves(word, upper);
                 continue;
             }
             let keep = (zeros.isolate_lowest_one() >> 7) - 1;
@@ -142,7 +143,7 @@ impl Name {
             buffer.put(i, word & keep);
             if keep != 0 {
                 hash = hash::add_word(hash, word, keep, keys(control, i));
-                sum = checksum::add(sum, word & keep);
+                sum = sum.with(word & keep);
             }
             // One of 255 lengths, and the verifier shall not follow each.
             let length = forget(8 * i + before + 1, packet.len() as u64) & 0xff;
@@ -161,14 +162,13 @@ impl Name {
     pub fn matches(&self, buffer: &NameBuffer, mut stored: impl FnMut(usize) -> u64) -> bool {
         // A copy, because what the verifier learns from comparisons in a loop tells one round's end from another's.
         let length = forget(self.length, self.hash) & 0xff;
-        for i in 0..NAME_WORDS {
-            if 8 * i >= length {
-                break;
-            }
+        let mut i = 0;
+        while 8 * i < length {
             let stored = stored(i);
             if buffer.word(i) | hash::letters(stored) != stored {
                 return false;
             }
+            i += 1;
         }
         true
     }
@@ -291,7 +291,7 @@ impl Name {
         Self {
             length: forget(length, self.hash) & 0xff,
             hash,
-            sum: 0,
+            sum: Sum::ZERO,
         }
     }
 }

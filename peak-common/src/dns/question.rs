@@ -1,6 +1,7 @@
 //! What follows a question's name (RFC 1035, section 4.1.2).
 
 use crate::{
+    net::checksum::Sum,
     packet::Packet,
     verdict::{PassReason, QueryType},
 };
@@ -34,4 +35,15 @@ pub fn read_type<P: Packet>(packet: &P, offset: usize) -> Result<QueryType, Pass
         TYPE_A => Ok(QueryType::A),
         _ => Err(PassReason::Type),
     }
+}
+
+/// The sum of what follows the name of a question of this type, in class IN.
+#[inline(always)]
+#[must_use]
+pub const fn type_sum(query_type: QueryType) -> Sum {
+    let record_type = match query_type {
+        QueryType::Aaaa => TYPE_AAAA,
+        QueryType::A => TYPE_A,
+    };
+    Sum::ZERO.with((record_type.to_be() as u64) | (CLASS_IN.to_be() as u64) << 16)
 }

@@ -35,8 +35,8 @@ impl Ethernet {
         let bytes = packet
             .window::<MAX_HEADER>(0)
             .ok_or(PassReason::Truncated)?;
-        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, rest @ ..] = *bytes;
-        let mut ether_type = u16::from_ne_bytes([rest[0], rest[1]]);
+        let [first, second] = [word(bytes, 0), word(bytes, 8)];
+        let (mut ether_type, rest) = ((second >> 32) as u16, &bytes[ADDRESSES..]);
         let mut end = ADDRESSES + 2;
         if ether_type == VLAN || ether_type == SERVICE_VLAN {
             ether_type = u16::from_ne_bytes([rest[TAG], rest[TAG + 1]]);
@@ -47,8 +47,8 @@ impl Ethernet {
             }
         }
         Ok(Self {
-            destination: u64::from_le_bytes([d0, d1, d2, d3, d4, d5, 0, 0]),
-            source: u64::from_le_bytes([s0, s1, s2, s3, s4, s5, 0, 0]),
+            destination: first << 16 >> 16,
+            source: first >> 48 | second << 32 >> 16,
             ether_type,
             // Six ways lead on from here, by tags and family: the verifier shall see one, or two.
             end: forget(end, packet.len() as u64) & 31,
@@ -67,7 +67,24 @@ impl Ethernet {
 #[inline(always)]
 pub fn turn<P: Packet>(packet: &mut P) -> Option<()> {
     let bytes = packet.window_mut::<ADDRESSES>(0)?;
-    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = *bytes;
-    *bytes = [s0, s1, s2, s3, s4, s5, d0, d1, d2, d3, d4, d5];
+    // Two bytes of the source stand in the first word, four after it.
+    let (first, second) = (word(bytes, 0), half(bytes, 8));
+    let turned = first >> 48 | u64::from(second) << 16 | first << 48;
+    bytes[..8].copy_from_slice(&turned.to_le_bytes());
+    bytes[8..].copy_from_slice(&((first >> 16) as u32).to_le_bytes());
     Some(())
+}
+
+#[inline(always)]
+fn word<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(word)
+}
+
+#[inline(always)]
+fn half<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
+    let mut half = [0; 4];
+    half.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(half)
 }

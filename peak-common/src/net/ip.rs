@@ -3,7 +3,7 @@
 
 use network_types::{eth::EtherType, ip::IpProto};
 
-use crate::{abi::mapped, net::checksum, packet::Packet, verdict::PassReason};
+use crate::{abi::mapped, net::checksum::Sum, packet::Packet, verdict::PassReason};
 
 /// Bytes of a UDP header.
 pub const UDP_HEADER: usize = 8;
@@ -120,7 +120,7 @@ impl Datagram {
         if half(bytes, 6) & 0x3fff_u16.to_be() != 0 {
             return Err(PassReason::Fragment);
         }
-        let sum = checksum::add(checksum::add(0, word(bytes, 0)), word(bytes, 8));
+        let sum = Sum::ZERO.with(word(bytes, 0)).with(word(bytes, 8));
         Ok(Self {
             family: Family::V4,
             source: mapped([bytes[12], bytes[13], bytes[14], bytes[15]]),
@@ -131,7 +131,7 @@ impl Datagram {
             length: (half(bytes, 2).to_be() as usize).wrapping_sub(IPV4_HEADER) & 0x1_ffff,
             udp_length: half(bytes, IPV4_HEADER + 4).to_be() as usize,
             udp_checksum: half(bytes, IPV4_HEADER + 6),
-            header_sum: checksum::fold(sum + (word(bytes, 12) >> 32)),
+            header_sum: sum.with(word(bytes, 12) >> 32).fold(),
         })
     }
 
@@ -189,19 +189,22 @@ pub fn turn<P: Packet>(
     offset: usize,
     family: Family,
     length: usize,
-    payload_sum: u64,
+    payload_sum: Sum,
 ) -> Option<()> {
     let udp_length = (length as u16).to_be();
     // Pseudo-header and UDP header (RFC 8200, section 8.1; RFC 768), but for addresses and ports.
-    let sum = payload_sum + 2 * u64::from(udp_length) + u64::from(u16::from(UDP).to_be());
+    let sum = payload_sum.with_halves(
+        2 * u64::from(udp_length) + u64::from(u16::from(UDP).to_be()),
+        0,
+    );
     match family {
         Family::V6 => {
             let bytes = packet.window_mut::<{ IPV6_HEADER + UDP_HEADER }>(offset)?;
             let source = [word(bytes, 8), word(bytes, 16)];
             let destination = [word(bytes, 24), word(bytes, 32)];
             let ports = turned_ports(word(bytes, 40));
-            let sum = checksum::add(checksum::add(sum, source[0]), source[1]);
-            let sum = checksum::add(checksum::add(sum, destination[0]), destination[1]);
+            let sum = sum.with(source[0]).with(source[1]);
+            let sum = sum.with(destination[0]).with(destination[1]);
             let first = (6 << 28 | flow_label(source, destination, ports)).to_be();
             let second = u32::from(udp_length) | u32::from(UDP) << 16 | u32::from(HOP_LIMIT) << 24;
             put(bytes, 0, u64::from(first) | u64::from(second) << 32);
@@ -219,15 +222,18 @@ pub fn turn<P: Packet>(
             // RFC 6864, section 4.1: an atomic datagram (DF, no fragment) needs no ID.
             let first = 0x45 | u64::from(total) << 16 | u64::from(0x4000_u16.to_be()) << 48;
             let second = u32::from(HOP_LIMIT) | u32::from(UDP) << 8;
-            let header_sum = checksum::add(checksum::add(u64::from(second), first), addresses);
-            let second = second | u32::from(!checksum::fold(header_sum)) << 16;
+            let header_sum = Sum::ZERO
+                .with(u64::from(second))
+                .with(first)
+                .with(addresses);
+            let second = second | u32::from(!header_sum.fold()) << 16;
             put(bytes, 0, first);
             put(bytes, 12, addresses);
             put(bytes, 8, u64::from(second) | addresses << 32);
             put(
                 bytes,
                 20,
-                udp_header(ports, udp_length, checksum::add(sum, addresses)),
+                udp_header(ports, udp_length, sum.with(addresses)),
             );
         }
     }
@@ -242,10 +248,10 @@ const fn turned_ports(udp: u64) -> u32 {
 
 /// The UDP header as a word. `sum` lacks the ports.
 #[inline(always)]
-const fn udp_header(ports: u32, length: u16, sum: u64) -> u64 {
+const fn udp_header(ports: u32, length: u16, sum: Sum) -> u64 {
     // Computed in full: a local sender leaves the checksum of its query partial. Zero would mean that there is
     // none, and is sent as its other representation (RFC 768).
-    let checksum = match !checksum::fold(sum + ports as u64) {
+    let checksum = match !sum.with_halves(ports as u64, 0).fold() {
         0 => 0xffff,
         checksum => checksum,
     };
@@ -269,7 +275,9 @@ fn word<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
 
 #[inline(always)]
 fn half<const N: usize>(bytes: &[u8; N], at: usize) -> u16 {
-    u16::from_ne_bytes([bytes[at], bytes[at + 1]])
+    let mut half = [0; 2];
+    half.copy_from_slice(&bytes[at..at + 2]);
+    u16::from_ne_bytes(half)
 }
 
 #[inline(always)]

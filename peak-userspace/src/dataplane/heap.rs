@@ -15,6 +15,11 @@ use peak_common::abi::{
 /// The last granule of a segment that a record may start at: readers take [`MAX_RECORD_WORDS`] from there.
 const LAST_RECORD_START: u32 = ((SEGMENT_WORDS - MAX_RECORD_WORDS) / (GRANULE_BYTES / 8)) as u32;
 
+/// Granules of a cache line.
+const LINE: u32 = (64 / GRANULE_BYTES) as u32;
+/// Of how much free room that is just large enough it is looked whether a record lies well there.
+const TRIES: usize = 8;
+
 /// Granules in a row, all in one segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Extent {
@@ -60,6 +65,15 @@ pub(super) enum Purpose {
 /// Whether a record may start at `granule`.
 pub(super) const fn takes_record(granule: u32) -> bool {
     granule % SEGMENT_GRANULES <= LAST_RECORD_START
+}
+
+/// The first granule from `start` on where a record of so many lies in as few cache lines as it can.
+const fn well_placed(start: u32, granules: u32) -> u32 {
+    if start % LINE + granules <= granules.next_multiple_of(LINE) {
+        start
+    } else {
+        start.next_multiple_of(LINE)
+    }
 }
 
 /// A segment's part of the books.
@@ -161,21 +175,37 @@ impl Heap {
 
     /// Room for `granules`; `None` if no free extent is as large.
     pub(super) fn allocate(&mut self, granules: u32, purpose: Purpose) -> Option<Extent> {
-        let records = || self.by_size.range((false, granules, 0)..(true, 0, 0));
+        let records = |least| self.by_size.range((false, least, 0)..(true, 0, 0));
         let tails = || self.by_size.range((true, granules, 0)..);
-        let &(_, free, start) = match purpose {
-            Purpose::Record => records().next(),
-            Purpose::Addresses => tails().next().or_else(|| records().next()),
+        let whole = |&(_, free, start): &(bool, u32, u32)| (Extent::new(start, free), start);
+        let (free, start) = match purpose {
+            Purpose::Record => {
+                let place = |&(_, free, start): &(bool, u32, u32)| {
+                    let at = well_placed(start, granules);
+                    let fits = at + granules <= start + free && takes_record(at);
+                    fits.then_some((Extent::new(start, free), at))
+                };
+                let close = records(granules).take(TRIES).find_map(place);
+                close
+                    .or_else(|| records(granules + LINE - 1).find_map(place))
+                    .or_else(|| records(granules).next().map(whole))
+            }
+            Purpose::Addresses => tails()
+                .next()
+                .or_else(|| records(granules).next())
+                .map(whole),
         }?;
-        let free = Extent::new(start, free);
-        self.by_start.remove(&start);
-        self.by_size.remove(&Self::key(free));
-        if free.granules > granules {
-            let rest = Extent::new(start + granules, free.granules - granules);
-            self.by_start.insert(rest.start, rest.granules);
-            self.by_size.insert(Self::key(rest));
-        }
+        self.forget_free(free);
         let extent = Extent::new(start, granules);
+        for rest in [
+            Extent::new(free.start, start - free.start),
+            Extent::new(extent.end(), free.end() - extent.end()),
+        ] {
+            if rest.granules > 0 {
+                self.by_start.insert(rest.start, rest.granules);
+                self.by_size.insert(Self::key(rest));
+            }
+        }
         self.occupancy(extent).used += granules;
         self.used += u64::from(granules);
         Some(extent)
@@ -380,6 +410,23 @@ mod tests {
             LAST_RECORD_START + 1,
             "the tail is for addresses"
         );
+        books.check();
+    }
+
+    #[test]
+    fn a_record_lies_in_as_few_lines_as_it_can() {
+        let mut books = Books::default();
+        for granules in [5, 4, 6, 3, 4, 7, 1, 8, 2, 4, 5, 3] {
+            books.allocate(granules, Purpose::Record);
+        }
+        for extent in &books.taken {
+            let lines = (extent.end() - 1) / LINE - extent.start / LINE + 1;
+            assert_eq!(lines, extent.granules.div_ceil(LINE), "{extent:?}");
+        }
+        // What was left between them is not lost.
+        books.allocate(1, Purpose::Addresses);
+        let last = books.taken.last().unwrap();
+        assert!(last.end() < books.taken.iter().map(|e| e.end()).max().unwrap());
         books.check();
     }
 

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use peak_common::{
     abi::{
-        GRANULE_BYTES, MAX_NAME, RECORD_HEADER_WORDS, RecordHead, SEGMENT_GRANULES, SEGMENT_WORDS,
+        GRANULE_BYTES, MAX_NAME, RECORD_FIXED_WORDS, RecordHead, SEGMENT_GRANULES, SEGMENT_WORDS,
         Segment, SetDescriptor,
     },
     word::Word,
@@ -60,7 +60,15 @@ fn v4_granules(count: usize) -> u32 {
     count.div_ceil(V4_PER_GRANULE) as u32
 }
 
-/// The granules of a record and its addresses: head and name, AAAA, A.
+/// The one address that takes the place of the set descriptors.
+fn only_address(node: &NodeRecord) -> Option<Ipv6Addr> {
+    match &node.addresses.v6[..] {
+        &[address] if node.addresses.v4.is_empty() && node.pick == 0 => Some(address),
+        _ => None,
+    }
+}
+
+/// The granules of a record and of its addresses outside of it: AAAA, A.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
     pub(super) record: u32,
@@ -70,10 +78,16 @@ pub(super) struct Sizes {
 
 impl Sizes {
     pub(super) fn of(name: &Name, node: &NodeRecord) -> Self {
+        let outside = if only_address(node).is_some() {
+            [0; 2]
+        } else {
+            let AddressSet { v4, v6 } = &node.addresses;
+            [v6_granules(v6.len()), v4_granules(v4.len())]
+        };
         Self {
             record: record_granules(name.as_wire().len()),
-            v6: v6_granules(node.addresses.v6.len()),
-            v4: v4_granules(node.addresses.v4.len()),
+            v6: outside[0],
+            v4: outside[1],
         }
     }
 
@@ -83,7 +97,7 @@ impl Sizes {
 }
 
 fn record_granules(name_length: usize) -> u32 {
-    (RECORD_HEADER_WORDS + name_length.div_ceil(8)).div_ceil(GRANULE_WORDS) as u32
+    (RECORD_FIXED_WORDS + name_length.div_ceil(8)).div_ceil(GRANULE_WORDS) as u32
 }
 
 /// Where a record and its addresses go: first granules.
@@ -99,25 +113,20 @@ pub(super) fn write(memory: &impl Memory, name: &Name, node: &NodeRecord, places
     let AddressSet { v4, v6 } = &node.addresses;
     let wire = name.as_wire();
     let head = RecordHead::new(wire.len() as u8, node.flags, node.zone, node.ttl);
-    let set = |start, count: usize| match count {
-        0 => SetDescriptor::EMPTY,
-        count => SetDescriptor::new(start, count as u32, node.pick),
+    let record = |head: RecordHead, sets: [u64; 2]| {
+        let words = [head.0].into_iter().chain(name_words(wire)).chain(sets);
+        store(memory, places.record, words);
     };
-    let header = [
-        head.0,
-        set(places.v6, v6.len()).0,
-        set(places.v4, v4.len()).0,
-    ];
-    store(
-        memory,
-        places.record,
-        header.into_iter().chain(name_words(wire)),
-    );
-    let v6_words = v6.iter().flat_map(|address| {
-        let bytes = address.octets();
-        let (words, _) = bytes.as_chunks::<8>();
-        [u64::from_ne_bytes(words[0]), u64::from_ne_bytes(words[1])]
-    });
+    if let Some(address) = only_address(node) {
+        record(head.with_one_address(), address_words(address));
+        return;
+    }
+    let set = |start, count: usize| match count {
+        0 => SetDescriptor::EMPTY.0,
+        count => SetDescriptor::new(start, count as u32, node.pick).0,
+    };
+    record(head, [set(places.v6, v6.len()), set(places.v4, v4.len())]);
+    let v6_words = v6.iter().flat_map(|&address| address_words(address));
     store(memory, places.v6, v6_words);
     let v4_words = v4.chunks(2).map(|pair| {
         let mut bytes = [0; 8];
@@ -127,6 +136,12 @@ pub(super) fn write(memory: &impl Memory, name: &Name, node: &NodeRecord, places
         u64::from_ne_bytes(bytes)
     });
     store(memory, places.v4, v4_words);
+}
+
+fn address_words(address: Ipv6Addr) -> [u64; 2] {
+    let bytes = address.octets();
+    let (words, _) = bytes.as_chunks::<8>();
+    [u64::from_ne_bytes(words[0]), u64::from_ne_bytes(words[1])]
 }
 
 fn store(memory: &impl Memory, start: u32, values: impl Iterator<Item = u64>) {
@@ -167,7 +182,8 @@ impl<'m, M: Memory> Stored<'m, M> {
     /// The record at a location; `None` if there is no room for any.
     pub(super) fn at(memory: &'m M, location: u32) -> Option<Self> {
         let words = words_at(memory, location)?;
-        (words.len() >= RECORD_HEADER_WORDS).then_some(Self {
+        let head = RecordHead(words.first()?.load());
+        (words.len() >= RECORD_FIXED_WORDS + head.name_length().div_ceil(8)).then_some(Self {
             memory,
             location,
             words,
@@ -178,17 +194,23 @@ impl<'m, M: Memory> Stored<'m, M> {
         RecordHead(self.words[0].load())
     }
 
-    fn v6(&self) -> SetDescriptor {
-        SetDescriptor(self.words[1].load())
+    /// What follows the name.
+    fn sets(&self) -> [u64; 2] {
+        let at = self.head().sets();
+        [self.words[at].load(), self.words[at + 1].load()]
     }
 
-    fn v4(&self) -> SetDescriptor {
-        SetDescriptor(self.words[2].load())
+    /// The sets of AAAA and A records that stand apart.
+    fn apart(&self) -> [SetDescriptor; 2] {
+        if self.head().has_one_address() {
+            [SetDescriptor::EMPTY; 2]
+        } else {
+            self.sets().map(SetDescriptor)
+        }
     }
 
     fn name_words(&self) -> &'m [Word] {
-        let words = &self.words[RECORD_HEADER_WORDS..];
-        &words[..self.head().name_length().div_ceil(8).min(words.len())]
+        &self.words[1..self.head().sets()]
     }
 
     /// Whether this is the record of `name`.
@@ -223,15 +245,13 @@ impl<'m, M: Memory> Stored<'m, M> {
 
     /// From now on, readers of this record leave the name to the fallback.
     pub(super) fn ask_fallback(&self) {
-        let head = self.head();
-        let flags = head.flags() | RecordHead::ASK_FALLBACK;
-        let length = head.name_length() as u8;
-        self.words[0].store(RecordHead::new(length, flags, head.zone() as u8, head.ttl()).0);
+        let head = self.head().with_flag(RecordHead::ASK_FALLBACK);
+        self.words[0].store(head.0);
     }
 
     /// The room that the record takes: its own, and its addresses'.
     pub(super) fn extents(&self) -> impl Iterator<Item = Extent> + use<M> {
-        let (v6, v4) = (self.v6(), self.v4());
+        let [v6, v4] = self.apart();
         [
             Extent::new(self.location, record_granules(self.head().name_length())),
             Extent::new(v6.start(), v6_granules(v6.count() as usize)),
@@ -242,19 +262,25 @@ impl<'m, M: Memory> Stored<'m, M> {
     }
 
     fn v6_addresses(&self) -> impl Iterator<Item = Ipv6Addr> {
-        let set = self.v6();
-        let words = words_at(self.memory, set.start()).unwrap_or_default();
+        let head = self.head();
+        let (words, count) = if head.has_one_address() {
+            (&self.words[head.sets()..], 1)
+        } else {
+            let [set, _] = self.apart();
+            let words = words_at(self.memory, set.start()).unwrap_or_default();
+            (words, set.count() as usize)
+        };
         let addresses = words.as_chunks::<2>().0.iter().map(|[first, second]| {
             let words = [first.load().to_ne_bytes(), second.load().to_ne_bytes()];
             let mut octets = [0; 16];
             octets.copy_from_slice(words.as_flattened());
             Ipv6Addr::from(octets)
         });
-        addresses.take(set.count() as usize)
+        addresses.take(count)
     }
 
     fn v4_addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
-        let set = self.v4();
+        let [_, set] = self.apart();
         let words = words_at(self.memory, set.start()).unwrap_or_default();
         let addresses = words.iter().flat_map(|pair| {
             let [a, b, c, d, e, f, g, h] = pair.load().to_ne_bytes();
@@ -264,7 +290,8 @@ impl<'m, M: Memory> Stored<'m, M> {
     }
 
     fn pick(&self) -> u8 {
-        self.v6().pick().max(self.v4().pick()) as u8
+        let [v6, v4] = self.apart();
+        v6.pick().max(v4.pick()) as u8
     }
 
     /// Whether this is what writing `node` would give.

@@ -24,8 +24,8 @@ use aya::{TestRun, TestRunOptions};
 use fastrand::Rng;
 use peak_common::{
     abi::{
-        Control, Counters, HEAP_SEGMENTS, RECORD_HEADER_WORDS, RecordHead, SEGMENT_GRANULES,
-        Segment, Served, SetDescriptor,
+        Control, Counters, HEAP_SEGMENTS, RecordHead, SEGMENT_GRANULES, Segment, Served,
+        SetDescriptor,
     },
     packet::Buffer,
     respond::{Scratch, respond},
@@ -239,16 +239,16 @@ impl Bench {
         }
         let memory = self.table.writer().memory();
         for segment in (0..HEAP_SEGMENTS).map_while(|slot| memory.segment(Region::Heap, slot)) {
-            for record in segment.0.windows(RECORD_HEADER_WORDS + wanted.len()) {
-                let (header, stored) = record.split_at(RECORD_HEADER_WORDS);
+            for stored in segment.0.windows(wanted.len() + 2) {
+                let (stored, sets) = stored.split_at(wanted.len());
                 if stored
                     .iter()
                     .map(|word| word.load())
                     .eq(wanted.iter().copied())
                 {
                     let end = SetDescriptor::new(SEGMENT_GRANULES - 1, 20, 0);
-                    header[1].store(end.0);
-                    header[2].store(end.0);
+                    sets[0].store(end.0);
+                    sets[1].store(end.0);
                     return;
                 }
             }
