@@ -291,6 +291,36 @@ fn status_text(status: &Value) -> String {
             snapshot["age_seconds"].as_f64().unwrap_or_default()
         ),
     );
+    let source = &status["source"];
+    let age = source["age_seconds"]
+        .as_f64()
+        .map_or_else(String::new, |age| format!(", heard {age:.0} s ago"));
+    line(
+        "source",
+        format!(
+            "{} {}, {}{age}",
+            plain(&source["kind"]),
+            plain(&source["from"]),
+            plain(&source["state"])
+        ),
+    );
+    for watch in source["watches"].as_array().into_iter().flatten() {
+        let namespace = watch["namespace"]
+            .as_str()
+            .map_or_else(String::new, |namespace| format!(" in {namespace}"));
+        let trouble = watch["trouble"]
+            .as_str()
+            .map_or_else(String::new, |trouble| format!(": {trouble}"));
+        line(
+            "",
+            format!(
+                "{}{namespace}: {} lists, {} events{trouble}",
+                plain(&watch["resource"]),
+                watch["lists"],
+                watch["events"]
+            ),
+        );
+    }
     let kernel = &status["kernel"];
     if kernel.is_object() {
         let table = &kernel["table"];

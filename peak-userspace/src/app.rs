@@ -23,13 +23,13 @@ use tracing::{info, warn};
 use crate::{
     admin::AdminSocket,
     cli::RunArgs,
-    config::{RunConfig, XdpMode},
+    config::{RunConfig, SourceConfig, XdpMode},
     dataplane::live::Dataplane,
     fallback::{Binder, Fallback, FallbackConfig, Limits},
     interfaces::{Interface, Interfaces, Places},
     metrics,
     snapshot::{Snapshot, SnapshotConfig},
-    source::{Source, manifests},
+    source::{Source, kubernetes, manifests},
     state::State,
     telemetry,
 };
@@ -117,7 +117,10 @@ impl Agent {
         let binder = fallback.binder();
         let metrics = config.metrics.map(metrics::bind).transpose()?;
         let admin = AdminSocket::bind(&config.admin)?;
-        let source = manifests::watch(&config.manifests)?;
+        let source = match &config.source {
+            SourceConfig::Manifests(folder) => manifests::watch(folder)?,
+            SourceConfig::Kubernetes(cluster) => kubernetes::watch(cluster).await?,
+        };
         let snapshot = Snapshot::empty(SnapshotConfig {
             zones: config.zones,
             ttl: config.ttl,
@@ -139,6 +142,7 @@ impl Agent {
         };
         let state = State {
             snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
+            source: source.origin(),
             dataplane,
             fallback: fallback.counters(),
             interfaces: config.interfaces.clone(),
@@ -224,7 +228,7 @@ async fn update(mut source: Source, state: Arc<State>) -> Result<()> {
             tracing::debug!(generation, names, changes = changes.len(), ?took, "updated");
         }
     }
-    bail!("the folder of manifests is watched no longer")
+    bail!("the source of services has ended")
 }
 
 impl Watch {

@@ -23,8 +23,8 @@ pub const DEFAULT_ADMIN: &str = "/run/peak/admin.sock";
     name = "peak",
     version,
     after_help = "\
-Start with a folder of Service and EndpointSlice manifests:
-  peak check manifests/
+Start with a cluster, or with a folder of Service and EndpointSlice manifests:
+  peak run --kubeconfig ~/.kube/config --interface eth0
   peak run --manifests manifests/ --interface eth0
   dig @NODE web.shop.svc.cluster.local AAAA
   peak status"
@@ -66,13 +66,25 @@ PEAK_LOG filters the log: PEAK_LOG=debug, or PEAK_LOG=info,peak_userspace::fallb
 Exit status: 0 after a signal, when all is answered; 1 if it can't answer, or at a second signal; 2 if settings make no sense.
 
 Examples:
+  peak run --kubeconfig /etc/peak/kubeconfig --namespace shop,web --interface eth0
   peak run --manifests manifests/ --interface eth0
   peak run --manifests manifests/ --xdp off --listen '[::1]:5353'
   peak run --config /etc/peak/peak.toml --upstream 192.0.2.53:53 --upstream corp.example=[2001:db8::53]:53")]
 pub struct RunArgs {
-    /// Folder of Service and EndpointSlice manifests (.yaml, .yml, .json), read with its subfolders and watched
+    /// Folder of Service and EndpointSlice manifests (.yaml, .yml, .json), read with its subfolders and watched, in place
+    /// of a cluster
     #[arg(long, value_name = "DIR", env = "PEAK_MANIFESTS")]
     pub manifests: Option<PathBuf>,
+    /// How to reach the cluster's API server
+    /// [default: the files of KUBECONFIG, or the service account of the pod that this is]
+    #[arg(long, value_name = "FILE", env = "PEAK_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig [default: its current one]
+    #[arg(long, value_name = "NAME", env = "PEAK_CONTEXT")]
+    pub context: Option<String>,
+    /// Namespace of the cluster whose services are answered; may be given several times [default: all]
+    #[arg(long, value_name = "NS", env = "PEAK_NAMESPACE", value_delimiter = ',')]
+    pub namespace: Vec<String>,
     /// Network interface on which the kernel answers; may be given several times
     #[arg(long, value_name = "IF", env = "PEAK_INTERFACE", value_delimiter = ',')]
     pub interface: Vec<String>,
@@ -130,6 +142,30 @@ pub struct RunArgs {
     /// The settings that came from the environment, for messages.
     #[arg(skip)]
     pub from_environment: BTreeSet<String>,
+    /// What a cluster's tools and pods find in the environment.
+    #[arg(skip)]
+    pub surroundings: Surroundings,
+}
+
+/// What the environment says of a cluster, unasked.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// The files of `KUBECONFIG`.
+    pub kubeconfig: Vec<PathBuf>,
+    /// This is a pod.
+    pub in_cluster: bool,
+}
+
+impl Surroundings {
+    fn read() -> Self {
+        let files = env::var_os("KUBECONFIG").unwrap_or_default();
+        Self {
+            kubeconfig: env::split_paths(&files)
+                .filter(|file| !file.as_os_str().is_empty())
+                .collect(),
+            in_cluster: env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
+        }
+    }
 }
 
 /// What `peak check` is told.
@@ -247,6 +283,7 @@ impl Cli {
                 .filter(is_from_environment)
                 .map(|id| id.replace('_', "-"))
                 .collect();
+            arguments.surroundings = Surroundings::read();
         }
         Ok(cli)
     }

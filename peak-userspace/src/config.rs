@@ -12,9 +12,11 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use crate::{
-    cli::{DEFAULT_ADMIN, RunArgs},
+    cli::{DEFAULT_ADMIN, RunArgs, Surroundings},
     fallback::{Upstream, default_forward_for},
     name::Name,
+    records::is_label,
+    source::kubernetes::{Access, KubernetesConfig},
 };
 
 /// The longest zone in wire format, in bytes: `hostmaster.<zone>` must fit.
@@ -53,11 +55,20 @@ impl FromStr for XdpMode {
     }
 }
 
+/// Where services come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceConfig {
+    /// A folder of manifests.
+    Manifests(PathBuf),
+    /// Kubernetes' API.
+    Kubernetes(KubernetesConfig),
+}
+
 /// The settings of `peak run`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunConfig {
-    /// The folder of manifests.
-    pub manifests: PathBuf,
+    /// Where services come from.
+    pub source: SourceConfig,
     /// The interfaces on which the kernel answers.
     pub interfaces: Vec<String>,
     /// Where to answer. An unspecified address means every address of its family on the interfaces.
@@ -109,6 +120,11 @@ pub enum ConfigError {
         /// What is wrong with it, and the remedy.
         problem: String,
     },
+    /// Manifests, and something about a cluster.
+    #[error(
+        "--manifests and --{0} exclude each other: services come from a folder or from a cluster's API server, not both"
+    )]
+    TwoSources(&'static str),
     /// Something that is needed and wasn't said, or what doesn't go together.
     #[error("{0}")]
     Missing(&'static str),
@@ -130,9 +146,20 @@ impl RunConfig {
             settings.one(typed, name, from_file, |text| Ok(PathBuf::from(text)))
         };
         let keys = &file.keys;
-        let manifests = path(&arguments.manifests, "manifests", &keys.manifests)?.ok_or(ConfigError::Missing(
-            "nothing to answer from: name a folder of Service and EndpointSlice manifests with --manifests DIR",
-        ))?;
+        let source = source(
+            path(&arguments.manifests, "manifests", &keys.manifests)?,
+            path(&arguments.kubeconfig, "kubeconfig", &keys.kubeconfig)?,
+            settings.one(arguments.context.iter(), "context", &keys.context, |name| {
+                Ok(name.to_owned())
+            })?,
+            settings.all(
+                arguments.namespace.iter(),
+                "namespace",
+                &keys.namespace,
+                namespace,
+            )?,
+            &arguments.surroundings,
+        )?;
         let interfaces = settings.all(
             arguments.interface.iter(),
             "interface",
@@ -157,7 +184,7 @@ impl RunConfig {
             range,
         )?;
         let config = Self {
-            manifests,
+            source,
             listen: listen.unwrap_or_else(|| {
                 ["[::]:53", "0.0.0.0:53"]
                     .map(|all| all.parse().expect("an address"))
@@ -312,6 +339,9 @@ type Key = Option<Spanned<Written>>;
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Keys {
     manifests: Key,
+    kubeconfig: Key,
+    context: Key,
+    namespace: Key,
     interface: Key,
     listen: Key,
     zone: Key,
@@ -391,6 +421,59 @@ impl ConfigFile {
             .take(at)
             .filter(|&byte| byte == b'\n')
             .count()
+    }
+}
+
+/// What was said about the source goes together, and is enough.
+fn source(
+    manifests: Option<PathBuf>,
+    kubeconfig: Option<PathBuf>,
+    context: Option<String>,
+    namespaces: Option<Vec<String>>,
+    surroundings: &Surroundings,
+) -> Result<SourceConfig, ConfigError> {
+    if let Some(folder) = manifests {
+        // What surrounds us was not said to us: a kubeconfig may be there for other tools.
+        for (is_given, name) in [
+            (kubeconfig.is_some(), "kubeconfig"),
+            (context.is_some(), "context"),
+            (namespaces.is_some(), "namespace"),
+        ] {
+            if is_given {
+                return Err(ConfigError::TwoSources(name));
+            }
+        }
+        return Ok(SourceConfig::Manifests(folder));
+    }
+    let files = match kubeconfig {
+        Some(file) => vec![file],
+        None => surroundings.kubeconfig.clone(),
+    };
+    let access = match (files.is_empty(), surroundings.in_cluster) {
+        (false, _) => Access::Kubeconfig { files, context },
+        (true, true) if context.is_some() => {
+            return Err(ConfigError::Missing(
+                "--context is one of a kubeconfig's: name that with --kubeconfig FILE",
+            ));
+        }
+        (true, true) => Access::InCluster,
+        (true, false) => {
+            return Err(ConfigError::Missing(
+                "nothing to answer from: name a cluster with --kubeconfig FILE (or KUBECONFIG), run as a pod, or name a \
+                 folder of Service and EndpointSlice manifests with --manifests DIR",
+            ));
+        }
+    };
+    Ok(SourceConfig::Kubernetes(KubernetesConfig {
+        access,
+        namespaces: namespaces.unwrap_or_default(),
+    }))
+}
+
+fn namespace(text: &str) -> Result<String, String> {
+    match is_label(text) {
+        true => Ok(text.to_owned()),
+        false => Err("is no name of a namespace: `kubectl get namespaces` lists them".to_owned()),
     }
 }
 
@@ -556,7 +639,7 @@ log-one-in = 1000
         let config = RunConfig::from(&arguments).unwrap();
         let name = |text| Name::parse(text).unwrap();
         let expected = RunConfig {
-            manifests: "/m".into(),
+            source: SourceConfig::Manifests("/m".into()),
             interfaces: vec!["eth0".into(), "eth1".into()],
             listen: vec!["[fd00::1]:53".parse().unwrap()],
             zones: vec![name("cluster.local"), name("example")],
@@ -606,7 +689,7 @@ log-one-in = 1000
     #[test]
     fn an_empty_text_in_the_file_says_nothing() {
         let (_file, arguments) = with_file("manifests = \"\"\ninterface = \"eth0\"");
-        assert!(error(&arguments).starts_with("nothing to answer from: name a folder"));
+        assert!(error(&arguments).starts_with("nothing to answer from: name a cluster"));
     }
 
     #[test]
@@ -761,7 +844,7 @@ log-one-in = 1000
                     manifests: None,
                     ..typed()
                 },
-                "nothing to answer from: name a folder",
+                "nothing to answer from: name a cluster",
             ),
             (
                 RunArgs {
@@ -799,6 +882,112 @@ log-one-in = 1000
                 ..typed()
             })
             .contains("a zone may take 244")
+        );
+    }
+
+    #[test]
+    fn a_cluster_or_a_folder() {
+        let source = |arguments: RunArgs| match RunConfig::from(&arguments) {
+            Ok(config) => Ok(config.source),
+            Err(error) => Err(error.to_string()),
+        };
+        let cluster = || RunArgs {
+            manifests: None,
+            ..typed()
+        };
+        let kubernetes = |access, namespaces: &[&str]| {
+            SourceConfig::Kubernetes(KubernetesConfig {
+                access,
+                namespaces: namespaces.iter().map(|name| (*name).to_owned()).collect(),
+            })
+        };
+        let files = |files: &[&str], context: Option<&str>| Access::Kubeconfig {
+            files: files.iter().map(PathBuf::from).collect(),
+            context: context.map(str::to_owned),
+        };
+        let surroundings = Surroundings {
+            kubeconfig: vec!["a".into(), "b".into()],
+            in_cluster: true,
+        };
+        let arguments = RunArgs {
+            kubeconfig: Some("k".into()),
+            context: Some("c".into()),
+            namespace: vec!["shop".into(), "web".into(), "shop".into()],
+            surroundings: surroundings.clone(),
+            ..cluster()
+        };
+        let expected = kubernetes(files(&["k"], Some("c")), &["shop", "web"]);
+        assert_eq!(source(arguments.clone()), Ok(expected));
+        // Without a flag: KUBECONFIG, then the pod's own.
+        let arguments = RunArgs {
+            surroundings: surroundings.clone(),
+            ..cluster()
+        };
+        assert_eq!(
+            source(arguments),
+            Ok(kubernetes(files(&["a", "b"], None), &[]))
+        );
+        let in_cluster = Surroundings {
+            kubeconfig: Vec::new(),
+            in_cluster: true,
+        };
+        let arguments = RunArgs {
+            surroundings: in_cluster.clone(),
+            ..cluster()
+        };
+        assert_eq!(source(arguments), Ok(kubernetes(Access::InCluster, &[])));
+        let arguments = RunArgs {
+            context: Some("c".into()),
+            surroundings: in_cluster,
+            ..cluster()
+        };
+        assert!(
+            source(arguments)
+                .unwrap_err()
+                .starts_with("--context is one of")
+        );
+        // A folder is not disturbed by what is there for other tools, but by what was said.
+        let arguments = RunArgs {
+            surroundings,
+            ..typed()
+        };
+        assert_eq!(source(arguments), Ok(SourceConfig::Manifests("m".into())));
+        for (arguments, flag) in [
+            (
+                RunArgs {
+                    kubeconfig: Some("k".into()),
+                    ..typed()
+                },
+                "--kubeconfig",
+            ),
+            (
+                RunArgs {
+                    context: Some("c".into()),
+                    ..typed()
+                },
+                "--context",
+            ),
+            (
+                RunArgs {
+                    namespace: vec!["shop".into()],
+                    ..typed()
+                },
+                "--namespace",
+            ),
+        ] {
+            let expected = format!("--manifests and {flag} exclude each other");
+            let message = source(arguments).unwrap_err();
+            assert!(message.starts_with(&expected), "{message}");
+        }
+        let arguments = RunArgs {
+            kubeconfig: Some("k".into()),
+            namespace: vec!["Shop".into()],
+            ..cluster()
+        };
+        let message = source(arguments).unwrap_err();
+        assert!(
+            message.starts_with("--namespace Shop: is no name of a namespace"),
+            "{message}"
         );
     }
 

@@ -35,6 +35,7 @@ use tracing::debug;
 use crate::{
     dataplane::attach::{InterfaceFigures, Mode},
     fallback::Figures,
+    source::{SourceFigures, SourceState, kubernetes::WatchFigures},
     state::{State, Status},
 };
 
@@ -178,6 +179,7 @@ impl Metrics<'_> {
                 snapshot.age_seconds,
             )?;
         }
+        self.source(&status.source)?;
         if let Some(kernel) = &status.kernel {
             let table = &kernel.table;
             let segments = u64::from(table.heap_segments + table.index_segments);
@@ -268,6 +270,71 @@ impl Metrics<'_> {
             self.counter(name, help, samples)?;
         }
         self.fallback(&status.fallback)
+    }
+
+    fn source(&mut self, source: &SourceFigures) -> fmt::Result {
+        let flag = |is: bool| f64::from(u8::from(is));
+        self.encoder
+            .encode_descriptor(
+                "source",
+                "Where services come from.",
+                None,
+                MetricType::Info,
+            )?
+            .encode_info(&[("kind", source.kind)])?;
+        self.gauge(
+            "source_current",
+            "Whether all that is served is known to be what there is now.",
+            None,
+            flag(source.state == SourceState::Current),
+        )?;
+        if let Some(age) = source.age_seconds {
+            self.gauge(
+                "source_age",
+                "Time since the API server was heard last: a minute or two while all is well.",
+                Some(Unit::Seconds),
+                age,
+            )?;
+        }
+        if source.watches.is_empty() {
+            return Ok(());
+        }
+        let mut trouble = self.encoder.encode_descriptor(
+            "source_trouble",
+            "What keeps the API server from being watched: 1 for what does.",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (reason, is) in &source.troubles {
+            trouble
+                .encode_family(&[("reason", *reason)])?
+                .encode_gauge(&flag(*is))?;
+        }
+        for (name, help, of) in [
+            (
+                "source_lists",
+                "Complete lists of the API's objects.",
+                (|watch| watch.lists) as fn(&WatchFigures) -> u64,
+            ),
+            ("source_events", "Events of the API's watches.", |watch| {
+                watch.events
+            }),
+            (
+                "source_unreadable_objects",
+                "Versions of an object that could not be read.",
+                |watch| watch.unreadable,
+            ),
+        ] {
+            let mut counts = BTreeMap::new();
+            for watch in &source.watches {
+                *counts.entry(&*watch.resource).or_default() += of(watch);
+            }
+            let samples = counts
+                .into_iter()
+                .map(|(resource, count): (&str, u64)| ([("resource", resource)], count));
+            self.counter(name, help, samples)?;
+        }
+        Ok(())
     }
 
     fn fallback(&mut self, figures: &Figures) -> fmt::Result {

@@ -28,12 +28,15 @@ use crate::{
     },
     name::Name,
     snapshot::Snapshot,
+    source::{Origin, SourceFigures},
 };
 
 /// What the parts of the agent share.
 pub struct State {
     /// What the fallback answers from; the kernel's table is never behind it.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Where services come from.
+    pub source: Arc<Origin>,
     /// The kernel's side, unless it is off.
     pub dataplane: Option<Arc<Dataplane>>,
     /// What the fallback counts.
@@ -53,6 +56,8 @@ pub struct Status {
     pub version: &'static str,
     /// The zones, without the final dot.
     pub zones: Vec<String>,
+    /// Where services come from, and how that fares.
+    pub source: SourceFigures,
     /// The snapshot in force.
     pub snapshot: SnapshotFigures,
     /// The kernel's table, unless the kernel is off.
@@ -138,6 +143,7 @@ impl State {
                 .iter()
                 .map(|zone| without_dot(&zone.name))
                 .collect(),
+            source: self.source.figures(),
             snapshot: SnapshotFigures {
                 generation: snapshot.generation(),
                 serial: snapshot.serial(),

@@ -12,6 +12,7 @@ use std::{
     io,
     os::unix::{fs::MetadataExt, net::UnixStream},
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -22,7 +23,7 @@ use tokio::sync::mpsc;
 use walkdir::{DirEntry, WalkDir};
 
 use super::{
-    Batch, Kind, Object, ObjectId, Source, Store,
+    Batch, Kind, Object, ObjectId, Origin, Source, Store,
     document::{self, Document, Entry, Finding},
     watches::{Note, Watches, Woken},
 };
@@ -130,6 +131,7 @@ pub fn watch(folder: &Path) -> Result<Source, ManifestsError> {
     watches.watch(folder).map_err(failed)?;
     let (batches, receiver) = mpsc::channel(16);
     let (running, stop) = UnixStream::pair().map_err(ManifestsError::Thread)?;
+    let origin = Origin::Manifests(folder.to_owned());
     let folder = Folder {
         watches: Some(watches),
         ..Folder::new(folder.to_owned())
@@ -140,6 +142,7 @@ pub fn watch(folder: &Path) -> Result<Source, ManifestsError> {
         .map_err(ManifestsError::Thread)?;
     Ok(Source {
         batches: receiver,
+        origin: Arc::new(origin),
         _running: Box::new(running),
     })
 }
@@ -683,7 +686,8 @@ impl Folder {
             .retain(|(duplicate, path)| duplicate != id || self.files.contains_key(path));
         let Some(paths) = self.providers.get(id) else {
             self.duplicates.retain(|(duplicate, _)| duplicate != id);
-            return self.store.set(id, None);
+            self.store.set(id, None);
+            return;
         };
         let is_there = |path: &&PathBuf| self.files[*path].gone.is_none();
         let Some(winner) = paths.iter().find(is_there).or_else(|| paths.first()) else {

@@ -3,18 +3,22 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
+    path::PathBuf,
     sync::Arc,
 };
 
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use serde::Serialize;
 use tokio::sync::mpsc;
 
+use self::kubernetes::{Health, WatchFigures};
 use crate::{
     records::{SERVICE_NAME_LABEL, records_for},
     snapshot::{ServiceKey, ServiceRecords},
 };
 
 mod document;
+pub mod kubernetes;
 pub mod manifests;
 mod watches;
 
@@ -24,6 +28,7 @@ pub type Batch = Vec<(ServiceKey, Option<ServiceRecords>)>;
 /// A running source.
 pub struct Source {
     batches: mpsc::Receiver<Batch>,
+    origin: Arc<Origin>,
     /// Ends the source when it is dropped.
     _running: Box<dyn Send + Sync>,
 }
@@ -33,6 +38,70 @@ impl Source {
     pub async fn next(&mut self) -> Option<Batch> {
         self.batches.recv().await
     }
+
+    /// Where they come from.
+    #[must_use]
+    pub fn origin(&self) -> Arc<Origin> {
+        Arc::clone(&self.origin)
+    }
+}
+
+/// Where services come from.
+#[derive(Debug)]
+pub enum Origin {
+    /// A folder of manifests.
+    Manifests(PathBuf),
+    /// Kubernetes' API.
+    Kubernetes(Arc<Health>),
+}
+
+impl Origin {
+    /// How it fares.
+    #[must_use]
+    pub fn figures(&self) -> SourceFigures {
+        match self {
+            Self::Manifests(folder) => SourceFigures {
+                kind: "manifests",
+                from: folder.display().to_string(),
+                state: SourceState::Current,
+                age_seconds: None,
+                troubles: Vec::new(),
+                watches: Vec::new(),
+            },
+            Self::Kubernetes(health) => health.figures(),
+        }
+    }
+}
+
+/// How a source fares. Its fields are keys of `peak status --output json`.
+#[derive(Clone, Debug, Serialize)]
+pub struct SourceFigures {
+    /// `manifests` or `kubernetes`.
+    pub kind: &'static str,
+    /// The folder, or the API server's URL.
+    pub from: String,
+    /// Whether what is known is what there is.
+    pub state: SourceState,
+    /// How long ago the API server was heard last, in seconds: by the watch that has heard least. It sends a sign of life
+    /// each minute.
+    pub age_seconds: Option<f64>,
+    /// The troubles that there may be, and whether there are.
+    #[serde(skip)]
+    pub troubles: Vec<(&'static str, bool)>,
+    /// Each watch of the API.
+    pub watches: Vec<WatchFigures>,
+}
+
+/// Whether what is known is what there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceState {
+    /// Not everything has been listed yet.
+    Syncing,
+    /// It is.
+    Current,
+    /// A watch can't go on: what was known stays in force.
+    Stale,
 }
 
 /// The kinds of object that records are made of.
@@ -92,8 +161,8 @@ struct Store {
 }
 
 impl Store {
-    /// Puts an object in the place of its predecessor, or takes it away. One that says the same again changes nothing.
-    fn set(&mut self, id: &ObjectId, object: Option<Object>) {
+    /// Puts an object in the place of its predecessor, or takes it away. `false` if that changed nothing.
+    fn set(&mut self, id: &ObjectId, object: Option<Object>) -> bool {
         match id.kind {
             Kind::Service => {
                 let key = ServiceKey {
@@ -102,14 +171,16 @@ impl Store {
                 };
                 let old = match object {
                     Some(Object::Service(service)) if self.services.get(&key) == Some(&service) => {
-                        return;
+                        return false;
                     }
                     Some(Object::Service(service)) => self.services.insert(key.clone(), service),
                     _ => self.services.remove(&key),
                 };
-                if old.is_some() || self.services.contains_key(&key) {
+                let changes = old.is_some() || self.services.contains_key(&key);
+                if changes {
                     self.touched.insert(key);
                 }
+                changes
             }
             Kind::EndpointSlice => {
                 let slice = match object {
@@ -120,19 +191,24 @@ impl Store {
                     let name = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
                     Some(ServiceKey::new(id.namespace.clone(), name.as_str()))
                 });
-                self.set_slice(id, owner.zip(slice));
+                self.set_slice(id, owner.zip(slice))
             }
         }
     }
 
-    fn set_slice(&mut self, id: &ObjectId, owned: Option<(ServiceKey, Arc<EndpointSlice>)>) {
+    fn set_slice(
+        &mut self,
+        id: &ObjectId,
+        owned: Option<(ServiceKey, Arc<EndpointSlice>)>,
+    ) -> bool {
+        let changes = owned.is_some() || self.owners.contains_key(id);
         if let Some(old_owner) = self.owners.get(id) {
             let slices = self.slices.get_mut(old_owner).expect("an owner has slices");
             if let Some((owner, slice)) = &owned
                 && owner == old_owner
                 && slices.get(&id.name) == Some(slice)
             {
-                return;
+                return false;
             }
             slices.remove(&id.name);
             if slices.is_empty() {
@@ -149,6 +225,24 @@ impl Store {
             self.touched.insert(owner.clone());
             self.owners.insert(id.clone(), owner);
         }
+        changes
+    }
+
+    /// The objects that are there and wanted.
+    fn ids(&self, wanted: impl Fn(&ObjectId) -> bool) -> BTreeSet<ObjectId> {
+        let services = self
+            .services
+            .keys()
+            .map(|key| ObjectId::service(key.namespace.clone(), key.name.clone()));
+        services
+            .chain(self.owners.keys().cloned())
+            .filter(wanted)
+            .collect()
+    }
+
+    /// Whether the next batch would say anything.
+    fn has_changes(&self) -> bool {
+        !self.touched.is_empty()
     }
 
     /// What the services that were touched since the last batch publish now.

@@ -1,0 +1,382 @@
+//! The API server's JSON, object by object. Only the fields from which records are made are read: the others cost no
+//! memory, and can't be unreadable.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use k8s_openapi::{
+    api::{
+        core::v1::{Service, ServicePort, ServiceSpec},
+        discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
+
+use crate::{
+    records::SERVICE_NAME_LABEL,
+    source::{Kind, Object, ObjectId},
+};
+
+/// The annotations that mean something to Peak begin with this.
+const ANNOTATIONS: &str = "peak/";
+
+/// One line of a watch.
+#[derive(Debug, Deserialize)]
+pub(super) struct Event<'a> {
+    #[serde(rename = "type")]
+    pub(super) kind: EventKind,
+    #[serde(borrow)]
+    pub(super) object: &'a RawValue,
+}
+
+/// What happened to the object.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "UPPERCASE")]
+pub(super) enum EventKind {
+    Added,
+    Modified,
+    Deleted,
+    Bookmark,
+    Error,
+    #[serde(other)]
+    Other,
+}
+
+/// One page of a list.
+#[derive(Debug, Deserialize)]
+pub(super) struct Page<'a> {
+    pub(super) metadata: PageMeta,
+    #[serde(borrow, default)]
+    pub(super) items: Option<Vec<&'a RawValue>>,
+}
+
+/// Where a page stands in its list.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PageMeta {
+    pub(super) resource_version: Option<String>,
+    #[serde(rename = "continue")]
+    pub(super) next: Option<String>,
+}
+
+/// What is known of an object before it is read as what it is.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Head {
+    #[serde(default)]
+    pub(super) metadata: HeadMeta,
+}
+
+/// An object's names, version and annotations.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct HeadMeta {
+    pub(super) name: Option<Box<str>>,
+    pub(super) namespace: Option<Box<str>>,
+    pub(super) resource_version: Option<String>,
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+impl Head {
+    /// Reads what there is of it.
+    pub(super) fn of(json: &RawValue) -> Self {
+        serde_json::from_str(json.get()).unwrap_or_default()
+    }
+
+    /// Which object it is, as far as it says.
+    pub(super) fn id(&self, kind: Kind) -> Option<ObjectId> {
+        let HeadMeta {
+            name, namespace, ..
+        } = &self.metadata;
+        Some(ObjectId {
+            kind,
+            namespace: namespace.clone()?,
+            name: name.clone()?,
+        })
+    }
+
+    /// Whether the bookmark says that a streaming list is complete.
+    pub(super) fn ends_initial_events(&self) -> bool {
+        self.metadata.annotations.as_ref().is_some_and(|all| {
+            all.get("k8s.io/initial-events-end").map(String::as_str) == Some("true")
+        })
+    }
+}
+
+/// An object that was read, and its resource version.
+pub(super) type Read = (ObjectId, Object, Option<String>);
+
+/// Why an object can't be read, with the field where that is known.
+pub(super) fn read(kind: Kind, json: &RawValue) -> Result<Read, String> {
+    match kind {
+        Kind::Service => typed::<SlimService>(json).map(|slim| {
+            let (id, version) = slim.metadata.identity(kind);
+            (id, Object::Service(Arc::new(slim.into())), version)
+        }),
+        Kind::EndpointSlice => typed::<SlimSlice>(json).map(|slim| {
+            let (id, version) = slim.metadata.identity(kind);
+            (id, Object::EndpointSlice(Arc::new(slim.into())), version)
+        }),
+    }
+}
+
+fn typed<T: DeserializeOwned>(json: &RawValue) -> Result<T, String> {
+    serde_json::from_str(json.get()).map_err(|_| {
+        // Once more, this time with a track of the fields: what is well doesn't pay for it.
+        let deserializer = &mut serde_json::Deserializer::from_str(json.get());
+        match serde_path_to_error::deserialize::<_, T>(deserializer) {
+            Ok(_) => "is no object".to_owned(),
+            Err(error) if error.path().to_string() == "." => error.inner().to_string(),
+            Err(error) => format!("{}: {}", error.path(), error.inner()),
+        }
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SlimMeta {
+    name: String,
+    namespace: String,
+    resource_version: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+impl SlimMeta {
+    fn identity(&self, kind: Kind) -> (ObjectId, Option<String>) {
+        let id = ObjectId {
+            kind,
+            namespace: self.namespace.as_str().into(),
+            name: self.name.as_str().into(),
+        };
+        (id, self.resource_version.clone())
+    }
+}
+
+impl From<SlimMeta> for ObjectMeta {
+    fn from(slim: SlimMeta) -> Self {
+        let only = |entries: Option<BTreeMap<String, String>>, wanted: fn(&str) -> bool| {
+            let mut entries = entries?;
+            entries.retain(|key, _| wanted(key));
+            (!entries.is_empty()).then_some(entries)
+        };
+        Self {
+            name: Some(slim.name),
+            namespace: Some(slim.namespace),
+            labels: only(slim.labels, |key| key == SERVICE_NAME_LABEL),
+            annotations: only(slim.annotations, |key| key.starts_with(ANNOTATIONS)),
+            ..Self::default()
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct SlimService {
+    metadata: SlimMeta,
+    spec: Option<SlimSpec>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SlimSpec {
+    #[serde(rename = "clusterIP")]
+    cluster_ip: Option<String>,
+    #[serde(rename = "clusterIPs")]
+    cluster_ips: Option<Vec<String>>,
+    external_name: Option<String>,
+    ip_families: Option<Vec<String>>,
+    ports: Option<Vec<SlimServicePort>>,
+    publish_not_ready_addresses: Option<bool>,
+    r#type: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct SlimServicePort {
+    name: Option<String>,
+    port: i32,
+    protocol: Option<String>,
+}
+
+impl From<SlimService> for Service {
+    fn from(slim: SlimService) -> Self {
+        let port = |slim: SlimServicePort| ServicePort {
+            name: slim.name,
+            port: slim.port,
+            protocol: slim.protocol,
+            ..ServicePort::default()
+        };
+        Self {
+            metadata: slim.metadata.into(),
+            spec: slim.spec.map(|slim| ServiceSpec {
+                cluster_ip: slim.cluster_ip,
+                cluster_ips: slim.cluster_ips,
+                external_name: slim.external_name,
+                ip_families: slim.ip_families,
+                ports: slim
+                    .ports
+                    .map(|ports| ports.into_iter().map(port).collect()),
+                publish_not_ready_addresses: slim.publish_not_ready_addresses,
+                type_: slim.r#type,
+                ..ServiceSpec::default()
+            }),
+            status: None,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SlimSlice {
+    metadata: SlimMeta,
+    address_type: String,
+    endpoints: Option<Vec<SlimEndpoint>>,
+    ports: Option<Vec<SlimEndpointPort>>,
+}
+
+#[derive(Deserialize)]
+struct SlimEndpoint {
+    addresses: Vec<String>,
+    conditions: Option<SlimConditions>,
+    hostname: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct SlimConditions {
+    ready: Option<bool>,
+    serving: Option<bool>,
+    terminating: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct SlimEndpointPort {
+    name: Option<String>,
+    port: Option<i32>,
+    protocol: Option<String>,
+}
+
+impl From<SlimSlice> for EndpointSlice {
+    fn from(slim: SlimSlice) -> Self {
+        let endpoint = |slim: SlimEndpoint| Endpoint {
+            addresses: slim.addresses,
+            conditions: slim.conditions.map(|slim| EndpointConditions {
+                ready: slim.ready,
+                serving: slim.serving,
+                terminating: slim.terminating,
+            }),
+            hostname: slim.hostname,
+            ..Endpoint::default()
+        };
+        let port = |slim: SlimEndpointPort| EndpointPort {
+            name: slim.name,
+            port: slim.port,
+            protocol: slim.protocol,
+            ..EndpointPort::default()
+        };
+        Self {
+            metadata: slim.metadata.into(),
+            address_type: slim.address_type,
+            endpoints: slim
+                .endpoints
+                .map(|endpoints| endpoints.into_iter().map(endpoint).collect()),
+            ports: slim
+                .ports
+                .map(|ports| ports.into_iter().map(port).collect()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json, value::to_raw_value};
+
+    use super::*;
+
+    fn read(kind: Kind, object: Value) -> Result<Read, String> {
+        super::read(kind, &to_raw_value(&object).unwrap())
+    }
+
+    #[test]
+    fn what_is_not_used_is_dropped() {
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {
+                "name": "web", "namespace": "shop", "resourceVersion": "7", "uid": "u",
+                "labels": {"app": "web"}, "annotations": {"peak/answers": "one", "other": "x"},
+                "managedFields": [{"manager": "kubectl"}],
+            },
+            "spec": {
+                "clusterIP": "None", "clusterIPs": ["None"], "selector": {"app": "web"}, "type": "ClusterIP",
+                "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}],
+            },
+            "status": {"loadBalancer": {}},
+        });
+        let (id, object, version) = read(Kind::Service, service).unwrap();
+        assert_eq!(
+            (id.to_string().as_str(), version.as_deref()),
+            ("Service shop/web", Some("7"))
+        );
+        let Object::Service(service) = object else {
+            panic!("{object:?}")
+        };
+        let expected = json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "web", "namespace": "shop", "annotations": {"peak/answers": "one"}},
+            "spec": {
+                "clusterIP": "None", "clusterIPs": ["None"], "type": "ClusterIP",
+                "ports": [{"name": "http", "port": 80, "protocol": "TCP"}],
+            },
+        });
+        assert_eq!(serde_json::to_value(&*service).unwrap(), expected);
+
+        let slice = json!({
+            "metadata": {
+                "name": "web-1", "namespace": "shop", "generateName": "web-",
+                "labels": {SERVICE_NAME_LABEL: "web", "app": "web"},
+            },
+            "addressType": "IPv6",
+            "endpoints": [{
+                "addresses": ["fd00::1"], "hostname": "a", "nodeName": "n", "zone": "z",
+                "conditions": {"ready": true, "serving": null}, "targetRef": {"kind": "Pod", "name": "p"},
+            }],
+            "ports": [{"name": "http", "port": 80, "protocol": "TCP", "appProtocol": "h2c"}],
+        });
+        let (_, object, version) = read(Kind::EndpointSlice, slice).unwrap();
+        assert_eq!(version, None);
+        let Object::EndpointSlice(slice) = object else {
+            panic!("{object:?}")
+        };
+        let expected = json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": "web-1", "namespace": "shop", "labels": {SERVICE_NAME_LABEL: "web"}},
+            "addressType": "IPv6",
+            "endpoints": [{"addresses": ["fd00::1"], "hostname": "a", "conditions": {"ready": true}}],
+            "ports": [{"name": "http", "port": 80, "protocol": "TCP"}],
+        });
+        assert_eq!(serde_json::to_value(&*slice).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_with_its_field() {
+        let metadata = json!({"name": "web", "namespace": "shop"});
+        let slice = json!({
+            "metadata": metadata, "addressType": "IPv6",
+            "endpoints": [{"addresses": ["fd00::1"]}, {"addresses": "fd00::2"}],
+        });
+        let error = read(Kind::EndpointSlice, slice).unwrap_err();
+        assert!(
+            error.starts_with("endpoints[1].addresses: invalid type"),
+            "{error}"
+        );
+        let error = read(Kind::Service, json!({"metadata": {"name": "web"}})).unwrap_err();
+        assert!(
+            error.starts_with("metadata: missing field `namespace`"),
+            "{error}"
+        );
+        let json = to_raw_value(&json!({"metadata": metadata, "spec": 1})).unwrap();
+        assert_eq!(
+            Head::of(&json).id(Kind::Service).unwrap().to_string(),
+            "Service shop/web"
+        );
+        assert!(super::read(Kind::Service, &json).is_err());
+    }
+}

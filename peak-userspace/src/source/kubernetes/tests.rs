@@ -1,0 +1,631 @@
+//! Against an API server that each test plays itself.
+
+use std::{collections::VecDeque, io, time::Duration};
+
+use axum::{
+    body::Body,
+    http::{Request, Response},
+};
+use futures_util::stream;
+use kube::client::Body as ClientBody;
+use serde_json::{Value, json};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep, timeout},
+};
+
+use super::*;
+use crate::{
+    snapshot::{ServiceKey, ServiceRecords},
+    source::{SourceFigures, SourceState},
+};
+
+/// The other end of the agent's requests.
+struct Server {
+    requests: mpsc::UnboundedReceiver<Asked>,
+    /// Those that are of another kind than was waited for.
+    waiting: VecDeque<Asked>,
+}
+
+/// A request that waits for its answer.
+struct Asked {
+    path: String,
+    query: String,
+    answer: oneshot::Sender<io::Result<Response<Body>>>,
+}
+
+/// A watch that was answered. It ends when this is dropped.
+struct Stream(mpsc::UnboundedSender<io::Result<String>>);
+
+/// An agent's source, and the server that it asks.
+fn source(namespaces: &[&str]) -> (Source, Server) {
+    let (sender, requests) = mpsc::unbounded_channel();
+    let service = tower::service_fn(move |request: Request<ClientBody>| {
+        let (answer, answered) = oneshot::channel();
+        let asked = Asked {
+            path: request.uri().path().to_owned(),
+            query: request.uri().query().unwrap_or_default().to_owned(),
+            answer,
+        };
+        let sent = sender.send(asked);
+        async move {
+            let gone = || io::Error::from(io::ErrorKind::ConnectionRefused);
+            sent.map_err(|_| gone())?;
+            answered.await.map_err(|_| gone())?
+        }
+    });
+    let client = Client::new(service, "default");
+    let namespaces: Vec<_> = namespaces.iter().map(|name| (*name).to_owned()).collect();
+    let server = Server {
+        requests,
+        waiting: VecDeque::new(),
+    };
+    (
+        start(client, "https://server".to_owned(), None, &namespaces),
+        server,
+    )
+}
+
+impl Server {
+    /// The next request whose path ends so.
+    async fn asked(&mut self, resource: &str) -> Asked {
+        if let Some(at) = self
+            .waiting
+            .iter()
+            .position(|asked| asked.path.ends_with(resource))
+        {
+            return self.waiting.remove(at).unwrap();
+        }
+        loop {
+            let asked = timeout(Duration::from_secs(600), self.requests.recv())
+                .await
+                .unwrap_or_else(|_| panic!("nobody asks for {resource}"))
+                .expect("reflectors live");
+            if asked.path.ends_with(resource) {
+                return asked;
+            }
+            self.waiting.push_back(asked);
+        }
+    }
+
+    /// Answers the streaming lists of both kinds.
+    async fn sync(&mut self, services: &[Value], slices: &[Value]) -> (Stream, Stream) {
+        let services = self.asked("/services").await.stream_list(services, "10");
+        let slices = self
+            .asked("/endpointslices")
+            .await
+            .stream_list(slices, "10");
+        (services, slices)
+    }
+}
+
+impl Asked {
+    fn parameter(&self, name: &str) -> Option<&str> {
+        self.query
+            .split('&')
+            .filter_map(|pair| pair.split_once('='))
+            .find_map(|(key, value)| (key == name).then_some(value))
+    }
+
+    fn answer(self, code: u16, headers: &[(&str, &str)], body: Body) {
+        let mut response = Response::builder().status(code);
+        for (name, value) in headers {
+            response = response.header(*name, *value);
+        }
+        let _ = self.answer.send(Ok(response.body(body).unwrap()));
+    }
+
+    fn refuse(self, code: u16, headers: &[(&str, &str)], message: &str) {
+        let status =
+            json!({"kind": "Status", "status": "Failure", "code": code, "message": message});
+        self.answer(code, headers, status.to_string().into());
+    }
+
+    fn page(self, items: &[Value], version: &str, next: &str) {
+        let list =
+            json!({"metadata": {"resourceVersion": version, "continue": next}, "items": items});
+        self.answer(200, &[], list.to_string().into());
+    }
+
+    /// Answers with a watch.
+    fn watch(self) -> Stream {
+        let (sender, lines) = mpsc::unbounded_channel();
+        let body = stream::unfold(lines, |mut lines| async {
+            Some((lines.recv().await?, lines))
+        });
+        self.answer(200, &[], Body::from_stream(body));
+        Stream(sender)
+    }
+
+    /// Answers with a whole streaming list.
+    fn stream_list(self, objects: &[Value], version: &str) -> Stream {
+        assert_eq!(self.parameter("sendInitialEvents"), Some("true"));
+        let watch = self.watch();
+        for object in objects {
+            watch.event("ADDED", object);
+        }
+        watch.event("BOOKMARK", &initial_events_end(version));
+        watch
+    }
+}
+
+impl Stream {
+    fn event(&self, kind: &str, object: &Value) {
+        let line = json!({"type": kind, "object": object}).to_string() + "\n";
+        let _ = self.0.send(Ok(line));
+    }
+}
+
+fn initial_events_end(version: &str) -> Value {
+    json!({"metadata": {"resourceVersion": version, "annotations": {"k8s.io/initial-events-end": "true"}}})
+}
+
+fn bookmark(version: &str) -> Value {
+    json!({"metadata": {"resourceVersion": version}})
+}
+
+fn service(name: &str) -> Value {
+    service_in("shop", name)
+}
+
+fn service_in(namespace: &str, name: &str) -> Value {
+    json!({
+        "metadata": {"name": name, "namespace": namespace, "resourceVersion": "11"},
+        "spec": {"clusterIP": "None"},
+    })
+}
+
+fn slice(service: &str, address: &str) -> Value {
+    json!({
+        "metadata": {
+            "name": format!("{service}-1"), "namespace": "shop", "resourceVersion": "12",
+            "labels": {SERVICE_NAME_LABEL: service},
+        },
+        "addressType": "IPv6",
+        "endpoints": [{"addresses": [address]}],
+    })
+}
+
+/// `name addresses` of each service of the next batch.
+async fn batch(source: &mut Source) -> Vec<String> {
+    let batch = timeout(Duration::from_secs(600), source.next())
+        .await
+        .expect("a batch");
+    let one = |(key, records): (ServiceKey, Option<ServiceRecords>)| match records {
+        Some(records) => format!("{} {:?}", key.name, records.addresses.v6),
+        None => format!("{} gone", key.name),
+    };
+    batch.expect("a source").into_iter().map(one).collect()
+}
+
+async fn no_batch(source: &mut Source, within: Duration) {
+    let batch = timeout(within, source.next()).await;
+    assert!(batch.is_err(), "{batch:?}");
+}
+
+fn figures(source: &Source) -> SourceFigures {
+    source.origin().figures()
+}
+
+fn troubles(source: &Source) -> Vec<&'static str> {
+    let troubles = figures(source).troubles;
+    troubles
+        .into_iter()
+        .filter_map(|(reason, is)| is.then_some(reason))
+        .collect()
+}
+
+/// Waits for a condition that needs no request.
+async fn eventually(mut condition: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if condition() {
+            return;
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    panic!("waited in vain");
+}
+
+const MOMENT: Duration = Duration::from_millis(50);
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_published_before_all_is_listed() {
+    let (mut source, mut server) = source(&[]);
+    let services = server.asked("/services").await;
+    assert_eq!(services.path, "/api/v1/services");
+    // A list that is up to date, not one that some server has in store.
+    assert_eq!(services.parameter("resourceVersion"), Some(""));
+    assert_eq!(services.parameter("labelSelector"), None);
+    let _services = services.stream_list(&[service("web"), service("db")], "10");
+    no_batch(&mut source, MOMENT).await;
+    assert_eq!(figures(&source).state, SourceState::Syncing);
+    assert_eq!(figures(&source).age_seconds, None);
+
+    let slices = server.asked("/endpointslices").await;
+    assert_eq!(slices.path, "/apis/discovery.k8s.io/v1/endpointslices");
+    assert_eq!(
+        slices.parameter("labelSelector"),
+        Some("kubernetes.io%2Fservice-name")
+    );
+    let slices = slices.watch();
+    slices.event("ADDED", &slice("web", "fd00::1"));
+    no_batch(&mut source, MOMENT).await;
+    slices.event("BOOKMARK", &initial_events_end("10"));
+    assert_eq!(batch(&mut source).await, ["db []", "web [fd00::1]"]);
+    let figures = figures(&source);
+    assert_eq!(figures.state, SourceState::Current);
+    assert!(figures.age_seconds.is_some_and(|age| age < 1.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_cluster_is_complete_too() {
+    let (mut source, mut server) = source(&[]);
+    let _watches = server.sync(&[], &[]).await;
+    assert_eq!(batch(&mut source).await, [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_change_is_there_at_once_and_many_are_one_batch() {
+    let (mut source, mut server) = source(&[]);
+    let (services, slices) = server.sync(&[service("web")], &[]).await;
+    assert_eq!(batch(&mut source).await, ["web []"]);
+    let began = Instant::now();
+    slices.event("ADDED", &slice("web", "fd00::1"));
+    assert_eq!(batch(&mut source).await, ["web [fd00::1]"]);
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    // What says nothing new is no change.
+    services.event("MODIFIED", &service("web"));
+    no_batch(&mut source, MOMENT).await;
+
+    // Nobody takes batches for a while: one waits, and the others become one.
+    slices.event("MODIFIED", &slice("web", "fd00::2"));
+    sleep(MOMENT).await;
+    for n in 3..100 {
+        slices.event("MODIFIED", &slice("web", &format!("fd00::{n:x}")));
+    }
+    services.event("ADDED", &service("db"));
+    sleep(MOMENT).await;
+    assert_eq!(batch(&mut source).await, ["web [fd00::2]"]);
+    assert_eq!(batch(&mut source).await, ["db []", "web [fd00::63]"]);
+    slices.event("DELETED", &slice("web", "fd00::63"));
+    services.event("DELETED", &service("db"));
+    sleep(MOMENT).await;
+    let mut all = batch(&mut source).await;
+    if all.len() == 1 {
+        all.extend(batch(&mut source).await);
+    }
+    all.sort();
+    assert_eq!(all, ["db gone", "web []"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_without_streaming_lists_gives_pages() {
+    let (mut source, mut server) = source(&[]);
+    for (resource, items) in [
+        ("/services", [service("web"), service("db")]),
+        (
+            "/endpointslices",
+            [slice("web", "fd00::1"), slice("db", "fd00::2")],
+        ),
+    ] {
+        let message = "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch";
+        server.asked(resource).await.refuse(422, &[], message);
+        let first = server.asked(resource).await;
+        assert_eq!(
+            (first.parameter("watch"), first.parameter("limit")),
+            (None, Some("500"))
+        );
+        first.page(&items[..1], "20", "more");
+        let second = server.asked(resource).await;
+        assert_eq!(second.parameter("continue"), Some("more"));
+        second.page(&items[1..], "20", "");
+    }
+    assert_eq!(batch(&mut source).await, ["db [fd00::2]", "web [fd00::1]"]);
+    let watch = server.asked("/endpointslices").await;
+    assert_eq!(watch.parameter("watch"), Some("true"));
+    assert_eq!(watch.parameter("resourceVersion"), Some("20"));
+    assert_eq!(watch.parameter("sendInitialEvents"), None);
+    let watch = watch.watch();
+    watch.event("MODIFIED", &slice("web", "fd00::3"));
+    assert_eq!(batch(&mut source).await, ["web [fd00::3]"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_ignores_the_wish_for_a_streaming_list_gives_pages() {
+    let (mut source, mut server) = source(&[]);
+    // One is silent after all objects, the other goes over to ordinary bookmarks.
+    let silent = server.asked("/services").await.watch();
+    silent.event("ADDED", &service("web"));
+    let ordinary = server.asked("/endpointslices").await.watch();
+    ordinary.event("BOOKMARK", &bookmark("19"));
+    for resource in ["/services", "/endpointslices"] {
+        let list = server.asked(resource).await;
+        assert_eq!(list.parameter("limit"), Some("500"));
+        list.page(&[], "20", "");
+    }
+    assert_eq!(batch(&mut source).await, [""; 0]);
+    assert_eq!(troubles(&source), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_that_has_expired_begins_the_list_anew() {
+    let (mut source, mut server) = source(&[]);
+    let _slices = server.asked("/endpointslices").await.stream_list(&[], "1");
+    server
+        .asked("/services")
+        .await
+        .refuse(400, &[], "unknown parameter");
+    server
+        .asked("/services")
+        .await
+        .page(&[service("old")], "20", "more");
+    server
+        .asked("/services")
+        .await
+        .refuse(410, &[], "the continue token has expired");
+    let again = server.asked("/services").await;
+    assert_eq!(again.parameter("continue"), None);
+    again.page(&[service("new")], "21", "");
+    assert_eq!(batch(&mut source).await, ["new []"]);
+}
+
+/// What was deleted while nobody watched goes with the new list, and nothing else is touched meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_version_that_is_gone_is_followed_by_a_list() {
+    let (mut source, mut server) = source(&[]);
+    let all = [service("web"), service("db")];
+    let slices = [slice("web", "fd00::1"), slice("db", "fd00::2")];
+    let (services, watched) = server.sync(&all, &slices).await;
+    batch(&mut source).await;
+
+    // Said in the answer,
+    drop(services);
+    let resumed = server.asked("/services").await;
+    assert_eq!(resumed.parameter("resourceVersion"), Some("10"));
+    resumed.refuse(410, &[], "too old resource version");
+    let list = server.asked("/services").await.watch();
+    list.event("ADDED", &service("web"));
+    no_batch(&mut source, Duration::from_secs(5)).await;
+    list.event("BOOKMARK", &initial_events_end("30"));
+    assert_eq!(batch(&mut source).await, ["db gone"]);
+
+    // or in the watch.
+    let expired = json!({"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"});
+    watched.event("ERROR", &expired);
+    let list = server.asked("/endpointslices").await.watch();
+    list.event("ADDED", &slice("web", "fd00::3"));
+    no_batch(&mut source, Duration::from_secs(5)).await;
+    list.event("BOOKMARK", &initial_events_end("30"));
+    let batch = batch(&mut source).await;
+    assert_eq!(batch, ["db gone", "web [fd00::3]"]);
+    assert_eq!(troubles(&source), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_rule_is_named() {
+    let (mut source, mut server) = source(&["shop"]);
+    let message =
+        r#"endpointslices.discovery.k8s.io is forbidden: User "peak" cannot watch resource"#;
+    let _services = server.asked("/services").await.stream_list(&[], "10");
+    server
+        .asked("/endpointslices")
+        .await
+        .refuse(403, &[], message);
+    eventually(|| troubles(&source) == ["forbidden"]).await;
+    let said = figures(&source).watches[1].trouble.clone().unwrap();
+    for part in [
+        "endpointslices.discovery.k8s.io in the namespace shop",
+        message,
+        r#"{apiGroups: ["discovery.k8s.io"], resources: ["endpointslices"], verbs: ["list", "watch"]}"#,
+        "deploy/rbac.yaml",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(figures(&source).state, SourceState::Syncing);
+    // The rule was added.
+    let _slices = server.asked("/endpointslices").await.stream_list(&[], "10");
+    assert_eq!(batch(&mut source).await, [""; 0]);
+    assert_eq!(figures(&source).state, SourceState::Current);
+}
+
+/// Whatever happens, what is known stays, and is known to be old.
+#[tokio::test(start_paused = true)]
+async fn the_server_may_refuse_fail_or_vanish() {
+    let (mut source, mut server) = source(&[]);
+    let (services, _slices) = server.sync(&[service("web")], &[]).await;
+    batch(&mut source).await;
+    drop(services);
+    let began = Instant::now();
+    for (code, reason) in [
+        (401, "credentials"),
+        (403, "forbidden"),
+        (404, "unexpected"),
+        (429, "overloaded"),
+        (500, "failing"),
+        (503, "failing"),
+    ] {
+        server.asked("/services").await.refuse(code, &[], "no");
+        eventually(|| troubles(&source) == [reason]).await;
+        assert_eq!(figures(&source).state, SourceState::Stale, "{code}");
+    }
+    // No connection, then one that says nothing.
+    drop(server.asked("/services").await);
+    eventually(|| troubles(&source) == ["unreachable"]).await;
+    let silent = server.asked("/services").await;
+    sleep(Duration::from_secs(31)).await;
+    assert!(
+        figures(&source).watches[0]
+            .trouble
+            .as_ref()
+            .unwrap()
+            .contains("within 30 s")
+    );
+    drop(silent);
+    // One that breaks off.
+    let broken = server.asked("/services").await.watch();
+    eventually(|| troubles(&source).is_empty()).await;
+    broken
+        .0
+        .send(Err(io::ErrorKind::ConnectionReset.into()))
+        .unwrap();
+    eventually(|| troubles(&source) == ["unreachable"]).await;
+    let age = figures(&source).age_seconds.unwrap();
+    assert!(age > 31.0 && age <= began.elapsed().as_secs_f64(), "{age}");
+    no_batch(&mut source, MOMENT).await;
+
+    // Back: it goes on where it was.
+    let resumed = server.asked("/services").await;
+    assert_eq!(resumed.parameter("resourceVersion"), Some("10"));
+    let resumed = resumed.watch();
+    resumed.event("ADDED", &service("db"));
+    assert_eq!(batch(&mut source).await, ["db []"]);
+    assert_eq!(figures(&source).state, SourceState::Current);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_asked_to_come_later_does() {
+    let (_source, mut server) = source(&[]);
+    let header = [("retry-after", "17")];
+    server
+        .asked("/services")
+        .await
+        .refuse(429, &header, "too many requests");
+    let began = Instant::now();
+    server.asked("/services").await;
+    assert!(
+        began.elapsed() >= Duration::from_secs(17),
+        "{:?}",
+        began.elapsed()
+    );
+    // A proxy says it without a Status.
+    let asked = server.asked("/services").await;
+    asked.answer(503, &[("retry-after", "9")], Body::from("<html>busy"));
+    let began = Instant::now();
+    server.asked("/services").await;
+    assert!(
+        began.elapsed() >= Duration::from_secs(9),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_goes_on_from_the_last_bookmark() {
+    let (mut source, mut server) = source(&[]);
+    let (services, _slices) = server.sync(&[service("web")], &[]).await;
+    batch(&mut source).await;
+    services.event("BOOKMARK", &bookmark("44"));
+    sleep(MOMENT).await;
+    drop(services);
+    let resumed = server.asked("/services").await;
+    assert_eq!(resumed.parameter("resourceVersion"), Some("44"));
+    let resumed = resumed.watch();
+    resumed.event("MODIFIED", &service("web"));
+    sleep(MOMENT).await;
+    drop(resumed);
+    let resumed = server.asked("/services").await;
+    assert_eq!(resumed.parameter("resourceVersion"), Some("11"));
+    assert_eq!(troubles(&source), [""; 0]);
+}
+
+/// A server whose history was put back says nothing until it has caught up with the version that is asked for.
+#[tokio::test(start_paused = true)]
+async fn a_watch_without_its_bookmarks_is_followed_by_a_list() {
+    let (mut source, mut server) = source(&[]);
+    let (services, _slices) = server.sync(&[service("web")], &[]).await;
+    batch(&mut source).await;
+    services.event("BOOKMARK", &bookmark("44"));
+    let list = server.asked("/services").await;
+    let _list = list.stream_list(&[], "2");
+    assert_eq!(batch(&mut source).await, ["web gone"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_ends_each_watch_is_not_hammered() {
+    let (mut source, mut server) = source(&[]);
+    let (services, _slices) = server.sync(&[], &[]).await;
+    batch(&mut source).await;
+    drop(services);
+    let began = Instant::now();
+    let mut asked = 0;
+    while began.elapsed() < Duration::from_secs(120) {
+        drop(server.asked("/services").await.watch());
+        asked += 1;
+    }
+    assert!(asked < 20, "{asked} requests");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_object_is_alone() {
+    let (mut source, mut server) = source(&[]);
+    let bad = |name: &str| json!({"metadata": {"name": name, "namespace": "shop", "resourceVersion": "50"}, "spec": 1});
+    let (services, slices) = server
+        .sync(
+            &[service("web"), bad("bad"), json!([])],
+            &[slice("web", "fd00::1")],
+        )
+        .await;
+    assert_eq!(batch(&mut source).await, ["web [fd00::1]"]);
+    assert_eq!(figures(&source).watches[0].unreadable, 2);
+    // What was good stays in force, and the watch goes on behind it.
+    services.event("MODIFIED", &bad("web"));
+    services.event("ADDED", &service("db"));
+    assert_eq!(batch(&mut source).await, ["db []"]);
+    // In a list as well.
+    drop(services);
+    server.asked("/services").await.refuse(410, &[], "gone");
+    let again = server.asked("/services").await;
+    let _services = again.stream_list(&[bad("web"), service("new")], "60");
+    assert_eq!(batch(&mut source).await, ["db gone", "new []"]);
+    // What can be read, but not be used whole, is used as far as it can.
+    let mut odd = slice("web", "fd00::2");
+    odd["endpoints"][0]["addresses"] = json!(["fd00::2", "no address"]);
+    slices.event("MODIFIED", &odd);
+    assert_eq!(batch(&mut source).await, ["web [fd00::2]"]);
+    assert_eq!(troubles(&source), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_namespace_is_listed_for_itself() {
+    let (mut source, mut server) = source(&["shop", "web"]);
+    let mut watches = Vec::new();
+    for namespace in ["shop", "web"] {
+        let services = format!("/api/v1/namespaces/{namespace}/services");
+        let one = [service_in(namespace, namespace)];
+        watches.push(server.asked(&services).await.stream_list(&one, "10"));
+        let slices = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices");
+        watches.push(server.asked(&slices).await.stream_list(&[], "10"));
+    }
+    assert_eq!(batch(&mut source).await, ["shop []", "web []"]);
+    // A list of one namespace says nothing of the other.
+    watches.remove(0);
+    server.asked("shop/services").await.refuse(410, &[], "gone");
+    let _list = server.asked("shop/services").await.stream_list(&[], "20");
+    assert_eq!(batch(&mut source).await, ["shop gone"]);
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_unreachable() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let kubeconfig = json!({
+        "current-context": "a",
+        "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+        "clusters": [{"name": "a", "cluster": {"server": server}}],
+    });
+    std::fs::write(file.path(), kubeconfig.to_string()).unwrap();
+    let config = KubernetesConfig {
+        access: Access::Kubeconfig {
+            files: vec![file.path().to_owned()],
+            context: None,
+        },
+        namespaces: Vec::new(),
+    };
+    let source = watch(&config).await.unwrap();
+    eventually(|| troubles(&source) == ["unreachable"]).await;
+    let said = figures(&source).watches[0].trouble.clone();
+    assert!(said.unwrap_or_default().contains("refused"));
+    assert_eq!(figures(&source).from, server);
+}
