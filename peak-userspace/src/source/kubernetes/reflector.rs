@@ -47,7 +47,7 @@ const LINE: usize = 16 << 20;
 /// How much of a refusal is read, in bytes.
 const REFUSAL: usize = 64 << 10;
 /// Pauses after failures: from the first to the longest.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// The longest pause that a server may ask for.
 const RETRY_AFTER: Duration = Duration::from_secs(120);
 
@@ -445,12 +445,13 @@ fn connection_trouble(error: &kube::Error) -> Trouble {
         if let Some(why) = current.downcast_ref::<kube::client::AuthError>() {
             return Trouble::Credentials(why.to_string());
         }
+        let io = current.downcast_ref::<io::Error>();
+        if io.is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof) {
+            return Trouble::Unreachable("the connection broke off".to_owned());
+        }
         innermost = current.to_string();
         // An I/O error passes over the error that it wraps when it is asked for its source.
-        cause = match current
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref)
-        {
+        cause = match io.and_then(io::Error::get_ref) {
             Some(wrapped) => Some(wrapped),
             None => current.source(),
         };
