@@ -16,7 +16,7 @@ pub use self::{
     dns::{ask, connect, exchange, query},
     frames::{Datagram, Frames},
     namespace::{Namespace, Net, join, scratch},
-    peak::{Counted, Fallback, Interface, Peak, SnapshotSize, Status, give_away},
+    peak::{Counted, Fallback, Interface, Peak, SnapshotSize, Source, Status, give_away},
     pod::Pod,
     process::{Running, program},
     wait::eventually,

@@ -124,7 +124,8 @@ impl Peak {
         let socket = folder.path().join("admin.sock");
         for (variable, _) in env::vars_os() {
             // A developer's own settings are not the test's.
-            if variable.as_encoded_bytes().starts_with(b"PEAK_") {
+            let is_ours = variable.as_encoded_bytes().starts_with(b"PEAK_");
+            if is_ours || variable == "KUBECONFIG" || variable == "KUBERNETES_SERVICE_HOST" {
                 command.env_remove(variable);
             }
         }
@@ -252,6 +253,8 @@ pub struct Status {
     pub ready: bool,
     /// The zones that are served.
     pub zones: Vec<String>,
+    /// Where services come from.
+    pub source: Source,
     /// The snapshot in force.
     pub snapshot: SnapshotSize,
     /// Each interface with a program.
@@ -302,6 +305,17 @@ impl std::fmt::Display for Counted {
             self.kernel, self.fallback
         )
     }
+}
+
+/// Where services come from, and how that fares.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Source {
+    /// `manifests` or `kubernetes`.
+    pub kind: String,
+    /// The folder, or the API server's URL.
+    pub from: String,
+    /// `syncing`, `current` or `stale`.
+    pub state: String,
 }
 
 /// The snapshot's number and size.
