@@ -3,6 +3,8 @@
 //! Everything is a guard: dropping it takes away what it made, also when a test panics. What a killed process could not
 //! take away, the next one does. All of it needs root.
 
+mod control_plane;
+mod coredns;
 mod dns;
 mod frames;
 mod namespace;
@@ -13,6 +15,8 @@ mod wait;
 mod xdp;
 
 pub use self::{
+    control_plane::{Component, ControlPlane, Reach, asset},
+    coredns::CoreDns,
     dns::{ask, connect, exchange, query},
     frames::{Datagram, Frames},
     namespace::{Namespace, Net, join, scratch},

@@ -50,9 +50,8 @@ impl Namespace {
     /// # Errors
     /// Without root, or without iproute2.
     pub fn new(label: &str) -> Result<Self> {
-        static SWEEP: Once = Once::new();
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        SWEEP.call_once(remove_stale);
+        sweep();
 
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{number}-{label}", process::id());
@@ -289,11 +288,17 @@ impl Net {
 /// # Errors
 /// There is no room for temporary files.
 pub fn scratch() -> Result<TempDir> {
+    sweep();
     TempDir::with_prefix(format!("{PREFIX}{}-", process::id()))
         .context("cannot make a temporary folder")
 }
 
-/// Removes what processes that were killed have left: namespaces, files for them, folders.
+/// Removes, once a process, what processes that were killed have left: namespaces, files for them, folders.
+fn sweep() {
+    static SWEEP: Once = Once::new();
+    SWEEP.call_once(remove_stale);
+}
+
 fn remove_stale() {
     let listed = |folder: &Path| {
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();

@@ -1,0 +1,100 @@
+//! CoreDNS, which Peak is compared with.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use hickory_proto::rr::RecordType;
+use tempfile::TempDir;
+
+use crate::{
+    ControlPlane, Running, ask,
+    control_plane::{asset, free_ports, last_lines, make_logs},
+    eventually, scratch,
+};
+
+/// How long it may take to have read everything from the API server.
+const START: Duration = Duration::from_secs(60);
+/// How long it may take to say whether it has.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// A running CoreDNS whose `kubernetes` plugin serves `cluster.local` and the reverse zones of both families. It ends with its
+/// guard, and with this process.
+#[derive(Debug)]
+pub struct CoreDns {
+    process: Running,
+    address: SocketAddr,
+    _folder: TempDir,
+}
+
+impl CoreDns {
+    /// Starts one on 127.0.0.1 with further lines for its `kubernetes` plugin (`pods insecure`), and waits until it has
+    /// read everything. Its log is beside those of control planes, under `label`.
+    ///
+    /// # Errors
+    /// It is not there (with the remedy), ends, or does not become ready: with what it said last.
+    pub fn start(plane: &ControlPlane, label: &str, options: &[&str]) -> Result<Self> {
+        let folder = scratch()?;
+        let [port, ready] = free_ports()?.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        let corefile = folder.path().join("Corefile");
+        fs::write(
+            &corefile,
+            format!(
+                ".:{} {{\n bind {}\n errors\n ready {ready}\n \
+                 kubernetes cluster.local in-addr.arpa ip6.arpa {{\n kubeconfig {}\n {}\n }}\n}}\n",
+                port.port(),
+                port.ip(),
+                plane.kubeconfig().display(),
+                options.join("\n ")
+            ),
+        )?;
+        let mut command = Command::new(asset("coredns")?);
+        command.arg("-conf").arg(&corefile);
+        let log = make_logs(label)?.join("coredns.log");
+        let mut coredns = Self {
+            process: Running::start_tied(command, &log)?,
+            address: port,
+            _folder: folder,
+        };
+        eventually("CoreDNS to be ready", START, || {
+            if let Some(status) = coredns.process.ended()? {
+                let said = fs::read_to_string(&log)?;
+                bail!("coredns ended ({status}): {}", last_lines(&said));
+            }
+            // It may say so before it listens for questions.
+            let ready = is_ready(ready).unwrap_or(false)
+                && ask(port, "cluster.local", RecordType::SOA).is_ok();
+            Ok(ready.then_some(()))
+        })
+        .with_context(|| format!("its log is {}", log.display()))?;
+        Ok(coredns)
+    }
+
+    /// Where it answers, over UDP and TCP.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Running {
+        &mut self.process
+    }
+}
+
+/// Asks its `ready` plugin.
+fn is_ready(address: SocketAddr) -> Result<bool> {
+    let mut stream = TcpStream::connect_timeout(&address, ANSWER)?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    write!(stream, "GET /ready HTTP/1.0\r\n\r\n")?;
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply)?;
+    Ok(reply
+        .split_whitespace()
+        .nth(1)
+        .is_some_and(|status| status == "200"))
+}
