@@ -16,7 +16,7 @@ use crate::{
 pub(crate) struct Args {}
 
 pub(crate) fn run(_: &Args) -> Result<()> {
-    prerequisites::check(Purpose::Run)?;
+    prerequisites::check(Purpose::Test)?;
 
     say("format");
     process::run(process::cargo().args(["fmt", "--all", "--check"]))?;

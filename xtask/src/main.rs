@@ -5,6 +5,8 @@ mod bench;
 mod build;
 mod build_ebpf;
 mod ci;
+mod cluster;
+mod control_plane;
 mod demo;
 mod prerequisites;
 mod process;
@@ -19,8 +21,8 @@ use clap::{Parser, Subcommand};
 
 /// Builds, tests and shows Peak.
 ///
-/// Every verb first looks for what it needs (rustup, a C compiler, iproute2, root or sudo, a kernel with BTF) and names
-/// what is missing with its remedy. Tools of the right version are fetched once, into ${XDG_CACHE_HOME:-~/.cache}/peak.
+/// Every verb first looks for what it needs (rustup, a C compiler, iproute2, root or sudo, a kernel with BTF; Go for tests)
+/// and names what is missing with its remedy. Tools of the right version are fetched once, into ${XDG_CACHE_HOME:-~/.cache}/peak.
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", disable_help_subcommand = true)]
 struct Cli {
@@ -37,6 +39,7 @@ enum Verb {
     Run(run::Args),
     Test(test::Args),
     Bench(bench::Args),
+    Cluster(cluster::Args),
     Ci(ci::Args),
     Advisories(advisories::Args),
 }
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Verb::Run(args) => run::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Cluster(args) => cluster::run(&args),
         Verb::Ci(args) => ci::run(&args),
         Verb::Advisories(args) => advisories::run(&args),
     };

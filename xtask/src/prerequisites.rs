@@ -9,6 +9,9 @@ use crate::process::{self, say};
 /// The oldest kernel that Peak runs on: programs that accept multi-buffer frames (`xdp.frags`) came with 5.18.
 const OLDEST_KERNEL: (u32, u32) = (5, 18);
 
+/// The oldest Go that Kubernetes 1.36 can be built with.
+const OLDEST_GO: (u32, u32) = (1, 26);
+
 /// What Peak, its tests and its demo do, by capability number (`linux/capability.h`).
 const CAPABILITIES: [(u32, &str); 4] = [
     (12, "CAP_NET_ADMIN"),
@@ -26,6 +29,20 @@ pub(crate) enum Purpose {
     Setup,
     /// Compile, then load programs and make network namespaces.
     Run,
+    /// As [`Self::Run`], against a Kubernetes control plane.
+    Test,
+    /// Compile a Kubernetes control plane and start it, as any user.
+    Cluster,
+}
+
+impl Purpose {
+    fn needs_root(self) -> bool {
+        matches!(self, Self::Setup | Self::Run | Self::Test)
+    }
+
+    fn needs_go(self) -> bool {
+        matches!(self, Self::Setup | Self::Test | Self::Cluster)
+    }
 }
 
 /// Looks for all that `purpose` needs.
@@ -35,7 +52,7 @@ pub(crate) enum Purpose {
 pub(crate) fn check(purpose: Purpose) -> Result<()> {
     let mut missing: Vec<String> = PROGRAMS
         .iter()
-        .filter(|program| program.purpose == Purpose::Build || purpose != Purpose::Build)
+        .filter(|program| purpose.needs_root() || !program.for_root)
         .filter(|program| process::find(program.name).is_none())
         .map(|program| {
             format!(
@@ -44,14 +61,17 @@ pub(crate) fn check(purpose: Purpose) -> Result<()> {
             )
         })
         .collect();
-    if purpose != Purpose::Build {
+    if purpose.needs_go() {
+        missing.extend(go());
+    }
+    if purpose.needs_root() {
         missing.extend(privileges());
         missing.extend(kernel());
     }
     if !missing.is_empty() {
         bail!("missing on this machine:\n  - {}", missing.join("\n  - "));
     }
-    if purpose == Purpose::Run && !process::is_root() {
+    if matches!(purpose, Purpose::Run | Purpose::Test) && !process::is_root() {
         ask_sudo()?;
     }
     Ok(())
@@ -77,7 +97,8 @@ struct Program {
     name: &'static str,
     what_for: &'static str,
     remedy: &'static str,
-    purpose: Purpose,
+    /// Only used by what root does.
+    for_root: bool,
 }
 
 const PROGRAMS: [Program; 4] = [
@@ -85,27 +106,48 @@ const PROGRAMS: [Program; 4] = [
         name: "rustup",
         what_for: "fetches the two pinned compilers",
         remedy: "install it from https://rustup.rs",
-        purpose: Purpose::Build,
+        for_root: false,
     },
     Program {
         name: "git",
         what_for: "the sources' version",
         remedy: "`apt-get install git`, or your distribution's package",
-        purpose: Purpose::Build,
+        for_root: false,
     },
     Program {
         name: "cc",
         what_for: "the linker of host programs",
         remedy: "`apt-get install gcc libc6-dev`, or your distribution's C compiler",
-        purpose: Purpose::Build,
+        for_root: false,
     },
     Program {
         name: "ip",
         what_for: "network namespaces and veth pairs",
         remedy: "`apt-get install iproute2`, or your distribution's package",
-        purpose: Purpose::Run,
+        for_root: true,
     },
 ];
+
+/// A Go that is new enough, without what it might fetch instead of itself.
+fn go() -> Option<String> {
+    let (major, minor) = OLDEST_GO;
+    let wanted =
+        format!("go {major}.{minor} or newer (builds the Kubernetes control plane of the tests)");
+    let remedy = "install it from https://go.dev/dl and have its bin folder in PATH";
+    if process::find("go").is_none() {
+        return Some(format!("{wanted}: {remedy}"));
+    }
+    let found = process::output(
+        Command::new("go")
+            .args(["env", "GOVERSION"])
+            .env("GOTOOLCHAIN", "local"),
+    )
+    .unwrap_or_default();
+    let found = found.trim();
+    version(found.trim_start_matches("go"))
+        .is_none_or(|version| version < OLDEST_GO)
+        .then(|| format!("{wanted}: this is {found:?}; {remedy}"))
+}
 
 /// Root with what root has outside a container, or sudo.
 fn privileges() -> Option<String> {

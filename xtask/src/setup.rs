@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 
 use crate::{
+    control_plane,
     prerequisites::{self, Purpose},
     process::{self, say},
     toolchain,
@@ -10,8 +11,9 @@ use crate::{
 
 /// Fetches all that building, testing and checking need
 ///
-/// The pinned nightly compiler with `rust-src` (through rustup), bpf-linker and cargo-deny (built once into
-/// ${XDG_CACHE_HOME:-~/.cache}/peak), and the programs that tests ask questions with (`dig`, `kdig`: Debian packages).
+/// The pinned nightly compiler with `rust-src` (through rustup); bpf-linker, cargo-deny, a Kubernetes control plane and
+/// CoreDNS (built once into ${XDG_CACHE_HOME:-~/.cache}/peak); and the programs that tests ask questions with (`dig`,
+/// `kdig`: Debian packages).
 /// The other verbs fetch what they need by themselves; this one is for before you go offline.
 #[derive(clap::Args)]
 pub(crate) struct Args {}
@@ -21,6 +23,7 @@ pub(crate) fn run(_: &Args) -> Result<()> {
     toolchain::install_nightly(&["clippy"])?;
     toolchain::BPF_LINKER.installed()?;
     toolchain::CARGO_DENY.installed()?;
+    control_plane::assets()?;
     install_clients()?;
     say("everything is here");
     Ok(())

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use anyhow::Result;
 
 use crate::{
-    build, build_ebpf,
+    build, build_ebpf, control_plane,
     prerequisites::{self, Purpose},
     process::{self, say},
     setup,
@@ -26,8 +26,9 @@ pub(crate) struct Args {
 const PRIVILEGED: [&str; 1] = ["peak-tests"];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    prerequisites::check(Purpose::Run)?;
+    prerequisites::check(Purpose::Test)?;
     setup::install_clients()?;
+    let assets = control_plane::assets()?;
     build_ebpf::build_for_benchmarks()?;
     build::build(false)?;
     build::program("peak-bench", "peak-bench", false)?;
@@ -42,7 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     say("tests that load programs and make namespaces");
     let mut cargo = process::cargo();
-    cargo.arg("test");
+    cargo.arg("test").env(control_plane::ASSETS, assets);
     for package in PRIVILEGED {
         cargo.args(["--package", package]);
     }

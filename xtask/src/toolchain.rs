@@ -39,38 +39,54 @@ impl Tool {
     /// The cache can't be written, or cargo cannot build the tool.
     pub(crate) fn installed(&self) -> Result<PathBuf> {
         let Self { name, version } = self;
-        let tools = cache()?.join("tools");
-        let folder = tools.join(format!("{name}-{version}"));
-        let program = folder.join("bin").join(name);
-        if program.exists() {
-            return Ok(program);
-        }
-        let _lock = lock(&tools)?;
-        if program.exists() {
-            return Ok(program);
-        }
-        say(format!(
-            "building {name} {version}: some minutes, once, into {}",
-            folder.display()
-        ));
-        // Built elsewhere and renamed, so that what is under its final name is whole.
-        let unfinished = tools.join(format!(".{name}-{version}"));
-        for leftover in [&unfinished, &folder] {
-            if leftover.exists() {
-                fs::remove_dir_all(leftover)
-                    .with_context(|| format!("cannot remove {}", leftover.display()))?;
-            }
-        }
-        process::run(
-            process::cargo()
-                .args(["install", "--locked", name, "--version", version, "--root"])
-                .arg(&unfinished)
-                .env_remove("CARGO_TARGET_DIR"),
-        )?;
-        fs::rename(&unfinished, &folder)
-            .with_context(|| format!("cannot move {} into place", unfinished.display()))?;
-        Ok(program)
+        let folder = install(&format!("{name}-{version}"), &[name], |unfinished| {
+            process::run(
+                process::cargo()
+                    .args(["install", "--locked", name, "--version", version, "--root"])
+                    .arg(unfinished)
+                    .env_remove("CARGO_TARGET_DIR"),
+            )
+        })?;
+        Ok(folder.join(name))
     }
+}
+
+/// What `name` has in its `bin` folder in the cache: `programs`, which `build` is to put there unless they are there already.
+///
+/// # Errors
+/// The cache can't be written, or the build fails.
+pub(crate) fn install(
+    name: &str,
+    programs: &[&str],
+    build: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let tools = cache()?.join("tools");
+    let folder = tools.join(name);
+    let bin = folder.join("bin");
+    let complete = || programs.iter().all(|program| bin.join(program).exists());
+    if complete() {
+        return Ok(bin);
+    }
+    let _lock = lock(&tools)?;
+    if complete() {
+        return Ok(bin);
+    }
+    say(format!(
+        "building {name}: some minutes, once, into {}",
+        folder.display()
+    ));
+    // Built elsewhere and renamed, so that what is under its final name is whole.
+    let unfinished = tools.join(format!(".{name}"));
+    for leftover in [&unfinished, &folder] {
+        if leftover.exists() {
+            fs::remove_dir_all(leftover)
+                .with_context(|| format!("cannot remove {}", leftover.display()))?;
+        }
+    }
+    build(&unfinished)?;
+    fs::rename(&unfinished, &folder)
+        .with_context(|| format!("cannot move {} into place", unfinished.display()))?;
+    Ok(bin)
 }
 
 /// Makes sure of the pinned nightly with `rust-src` and what else is asked for.
