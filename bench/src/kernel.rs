@@ -1,9 +1,9 @@
 //! `cargo xtask bench kernel`: what the program costs a packet, by BPF_PROG_TEST_RUN.
 //!
 //! A sample is the mean of a batch of runs in one system call, in the calling thread's own time on the processor. In each
-//! round of a case its programs run one after the other, so that all see the same machine. Each run restores the packet,
-//! with the next of the case's names; what restoring costs alone, in the same round, is subtracted. Ratios are of one round,
-//! too: whoever shares the processor's caches and threads slows all of it.
+//! round all cases of a table run one after the other, each case's programs likewise: whoever shares the processor's caches and
+//! threads comes and goes, and slows all of them. Each run restores the packet, with a name drawn anew; what restoring costs
+//! alone, in the same round, is subtracted.
 
 use std::{
     fs,
@@ -37,14 +37,14 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
     frame, memory,
-    report::{Figure, Report, Samples, Summary},
+    report::{Figure, Ratios, Report, Samples, Summary},
 };
 
 /// What the program costs a packet, case by case, beside a yardstick and an empty program
 ///
-/// Times are above the empty program's, and without what it costs to restore the packet before each run. `yardsticks` is
-/// the median of their ratios to a yardstick in the same round, a program that copies 64 bytes of the packet and looks them up
-/// in a hash map; `gate` is what that ratio may be. `hash_map` looks the same names up in the kernel's hash map, `memory` is
+/// Times are above the empty program's, and without what it costs to restore the packet before each run. `yardsticks` are
+/// their ratios to a yardstick, a program that copies 64 bytes of the packet and looks them up in a hash map: of the least
+/// ones, and the median of those by round. `gate` is what the first may be: neighbours on the machine only add. `hash_map` looks the same names up in the kernel's hash map, `memory` is
 /// what one load from as many cache lines costs at that pace.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -75,6 +75,11 @@ const WHOLE_BUFFER: usize = 4096 - 256 - 320;
 const SIZES: [u32; 3] = [1, 1 << 14, 1 << 17];
 /// A yardstick's nanoseconds on the machine that gates are given for.
 const YARDSTICK: f64 = 32.0;
+
+/// After how many rounds it is said how far it is.
+const PROGRESS: usize = 25;
+/// How often each name is asked, on the average, before a batch is timed.
+const WARMING: u32 = 2;
 
 /// What is run.
 const PROGRAMS: [&str; 5] = ["pass", "yardstick", "restore_only", "restored", "hash_map"];
@@ -247,7 +252,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut common = Common::default();
     let begin = Instant::now();
     for services in [Services::V6, Services::Dual, Services::Eight] {
-        for size in SIZES {
+        for (i, size) in SIZES.into_iter().enumerate() {
+            // What each round of a larger table begins with, warming, takes longer.
+            let rounds = (effort.rounds >> i).max(1);
             let cases: Vec<_> = CASES
                 .iter()
                 .filter(|case| case.services == services && wanted(case, size))
@@ -258,13 +265,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let elapsed = begin.elapsed().as_secs();
             eprintln!("{elapsed:>4} s  loading the program, and a table of {size} services");
             let mut bench = Bench::new(&object, services, size)?;
-            for case in cases {
-                let elapsed = begin.elapsed().as_secs();
-                eprintln!("{elapsed:>4} s  {}, {size} names", case.name);
+            let names: Vec<_> = cases.iter().map(|case| case.name).collect();
+            let elapsed = begin.elapsed().as_secs();
+            eprintln!("{elapsed:>4} s  {size} names: {}", names.join(", "));
+            let progress = |done| {
+                if done % PROGRESS == 0 {
+                    let elapsed = begin.elapsed().as_secs();
+                    eprintln!("{elapsed:>4} s    {done} of {rounds} rounds");
+                }
+            };
+            let effort = Effort { rounds, ..effort };
+            for measured in bench.measure(&cases, &effort, &mut common, progress)? {
                 let labels = [("names", size.into())];
-                let measured = bench.measure(case, &effort, &mut common)?;
                 let pace = measured.whole.median;
-                let figure = report.add(case.name, &labels, "ns", measured.whole);
+                let figure = report.add(measured.name, &labels, "ns", measured.whole);
                 figure.yardsticks = Some(measured.yardsticks);
                 if let Some(hash_map) = measured.hash_map {
                     let lines = size as usize;
@@ -287,8 +301,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// What came of a case.
 struct Measured {
+    name: &'static str,
     whole: Summary,
-    yardsticks: f64,
+    yardsticks: Ratios,
     hash_map: Option<Summary>,
 }
 
@@ -328,7 +343,7 @@ fn describe_program(report: &mut Report) -> Result<()> {
 
 fn print(report: &Report) {
     println!(
-        "{:<24} {:>7} {:>9} {:>9} {:>9}  {:>10} {:>5}",
+        "{:<24} {:>7} {:>9} {:>9} {:>9}  {:>13} {:>5}",
         "", "names", "min", "median", "p99", "yardsticks", "gate"
     );
     for figure in &report.results {
@@ -344,10 +359,11 @@ fn print(report: &Report) {
             print!("  {}", figure.unit);
         }
         if let Some(yardsticks) = figure.yardsticks {
-            print!("  {yardsticks:>10.2}");
+            let Ratios { min, median } = yardsticks;
+            print!("  {min:>6.2} {median:>6.2}");
             if let Some(gate) = gate(figure) {
                 let gate = gate / YARDSTICK;
-                let reached = if yardsticks <= gate { "" } else { "  missed" };
+                let reached = if min <= gate { "" } else { "  missed" };
                 print!(" {gate:>5.2}{reached}");
             }
         }
@@ -364,6 +380,69 @@ struct Bench {
     stored: Vec<u8>,
     /// Holds the table's maps.
     _table: Table<KernelMemory>,
+}
+
+/// A case, and what was measured of it so far.
+struct Running<'c> {
+    case: &'c Case,
+    template: Template,
+    /// The frame that the first run of a batch begins with.
+    buffer: Vec<u8>,
+    empty: Samples,
+    yardstick: Samples,
+    restore: Samples,
+    whole: Samples,
+    hash_map: Samples,
+}
+
+impl<'c> Running<'c> {
+    fn new(case: &'c Case, names: u32) -> Result<Self> {
+        let (frame, varied) = match case.asked {
+            Asked::Query(name, query_type, edns) => {
+                let (frame, name) = frame::query(name, query_type, edns)?;
+                (frame, name + DIGITS)
+            }
+            Asked::Segment => (frame::segment()?, 14 + 40 + 20),
+        };
+        let mut template = Template {
+            length: frame.len() as u32,
+            varied: varied as u32,
+            names,
+            random: 1,
+            by_head: case.by_head.into(),
+            reserved: 0,
+            frame: [0; FRAME],
+        };
+        template.frame[..frame.len()].copy_from_slice(&frame);
+        let mut buffer = frame;
+        if case.by_head {
+            buffer.resize(WHOLE_BUFFER, 0);
+        }
+        Ok(Self {
+            case,
+            template,
+            buffer,
+            empty: Samples::default(),
+            yardstick: Samples::default(),
+            restore: Samples::default(),
+            whole: Samples::default(),
+            hash_map: Samples::default(),
+        })
+    }
+
+    fn measured(&self) -> Measured {
+        Measured {
+            name: self.case.name,
+            whole: self.whole.without(&self.restore),
+            yardsticks: self
+                .whole
+                .in_units_of(&self.restore, &self.yardstick, &self.empty),
+            hash_map: self
+                .case
+                .with_hash_map
+                .then(|| self.hash_map.without(&self.restore)),
+        }
+    }
 }
 
 /// [`Template`], for aya.
@@ -410,82 +489,73 @@ impl Bench {
         })
     }
 
-    /// What the case costs, above restoring.
-    fn measure(&mut self, case: &Case, effort: &Effort, common: &mut Common) -> Result<Measured> {
-        let (frame, varied) = match case.asked {
-            Asked::Query(name, query_type, edns) => {
-                let (frame, name) = frame::query(name, query_type, edns)?;
-                (frame, name + DIGITS)
+    /// What the cases cost, above restoring.
+    fn measure(
+        &mut self,
+        cases: &[&Case],
+        effort: &Effort,
+        common: &mut Common,
+        progress: impl Fn(usize),
+    ) -> Result<Vec<Measured>> {
+        let mut running: Vec<_> = cases
+            .iter()
+            .map(|case| Running::new(case, self.size))
+            .collect::<Result<_>>()?;
+        for round in 0..effort.rounds {
+            for running in &mut running {
+                self.round(running, effort.runs)?;
             }
-            Asked::Segment => (frame::segment()?, 14 + 40 + 20),
-        };
-        self.prepare(&frame, varied, case.by_head)?;
-        let mut buffer = frame.clone();
-        if case.by_head {
-            buffer.resize(WHOLE_BUFFER, 0);
+            progress(round + 1);
         }
+        let mut measured = Vec::new();
+        for mut running in running {
+            measured.push(running.measured());
+            common.empty.0.append(&mut running.empty.0);
+            common.yardstick.0.append(&mut running.yardstick.0);
+            common.restore.0.append(&mut running.restore.0);
+        }
+        Ok(measured)
+    }
 
+    /// One sample of each of a case's programs.
+    fn round(&mut self, running: &mut Running<'_>, runs: u32) -> Result<()> {
+        self.template.set(0, &Shared(running.template), 0)?;
         let stored = self.stored.clone();
+        let sample = self.batch("pass", &stored, runs)?;
+        running.empty.0.push(sample);
+        let sample = self.batch("restore_only", &running.buffer, runs)?;
+        running.restore.0.push(sample);
+
+        self.warm("restored", &running.buffer)?;
         let before = self.program.counters(IFINDEX)?;
-        let [
-            mut empty,
-            mut yardstick,
-            mut restore,
-            mut whole,
-            mut hash_map,
-        ] = [const { Samples(Vec::new()) }; 5];
-        for _ in 0..effort.rounds {
-            empty.0.push(self.batch("pass", &stored, effort.runs)?);
-            restore
-                .0
-                .push(self.batch("restore_only", &buffer, effort.runs)?);
-            whole.0.push(self.batch("restored", &buffer, effort.runs)?);
-            if case.with_hash_map {
-                hash_map
-                    .0
-                    .push(self.batch("hash_map", &buffer, effort.runs)?);
-            }
-            yardstick
-                .0
-                .push(self.batch("yardstick", &stored, effort.runs)?);
-        }
+        let sample = self.batch("restored", &running.buffer, runs)?;
+        running.whole.0.push(sample);
         let after = self.program.counters(IFINDEX)?;
-        let runs = effort.rounds as u64 * u64::from(effort.runs);
         let ended: Vec<_> = (0..COUNTERS)
             .map(|i| (i, after[i] - before[i]))
             .filter(|&(_, packets)| packets != 0)
             .collect();
+        let verdict = running.case.verdict.index();
         ensure!(
-            ended == [(case.verdict.index(), runs)],
-            "{}: {runs} packets should all have ended as verdict {}, and ended as (verdict, packets) {ended:?}",
-            case.name,
-            case.verdict.index(),
+            ended == [(verdict, u64::from(runs))],
+            "{}: {runs} packets should all have ended as verdict {verdict}, and ended as (verdict, packets) {ended:?}",
+            running.case.name,
         );
-        let measured = Measured {
-            yardsticks: whole.in_units_of(&restore, &yardstick, &empty),
-            whole: whole.without(&restore),
-            hash_map: case.with_hash_map.then(|| hash_map.without(&restore)),
-        };
-        common.empty.0.append(&mut empty.0);
-        common.yardstick.0.append(&mut yardstick.0);
-        common.restore.0.append(&mut restore.0);
-        Ok(measured)
+
+        if running.case.with_hash_map {
+            self.warm("hash_map", &running.buffer)?;
+            let sample = self.batch("hash_map", &running.buffer, runs)?;
+            running.hash_map.0.push(sample);
+        }
+        let sample = self.batch("yardstick", &stored, runs)?;
+        running.yardstick.0.push(sample);
+        running.template = self.template.get(&0, 0)?.0;
+        Ok(())
     }
 
-    /// Sets the frame that each run begins with.
-    fn prepare(&mut self, frame: &[u8], varied: usize, by_head: bool) -> Result<()> {
-        let mut template = Template {
-            length: frame.len() as u32,
-            varied: varied as u32,
-            names: self.size,
-            random: 1,
-            by_head: by_head.into(),
-            reserved: 0,
-            frame: [0; FRAME],
-        };
-        template.frame[..frame.len()].copy_from_slice(frame);
-        self.template.set(0, &Shared(template), 0)?;
-        Ok(())
+    /// Brings what a program reads to where it is under its own load: what ran before it has had the caches to itself.
+    fn warm(&mut self, program: &str, frame: &[u8]) -> Result<()> {
+        self.batch(program, frame, WARMING * self.size).map(drop)
     }
 
     /// Nanoseconds for each of so many runs of a program.

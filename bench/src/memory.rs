@@ -15,13 +15,12 @@ const LINE: usize = 8;
 pub(crate) fn latency(lines: usize, pace: f64, rounds: usize, runs: u32) -> Samples {
     let mut order: Vec<usize> = (0..lines).collect();
     Rng::with_seed(1).shuffle(&mut order);
-    // Each second line, as a record takes two: the processor fetches them in pairs.
-    let mut memory = vec![0; lines * 2 * LINE];
+    let mut memory = vec![0; lines * LINE];
     for (i, &line) in order.iter().enumerate() {
-        memory[line * 2 * LINE] = order[(i + 1) % lines] * 2 * LINE;
+        memory[line * LINE] = order[(i + 1) % lines] * LINE;
     }
     let spins = (pace / spin_time(runs)) as u32;
-    let mut at = order[0] * 2 * LINE;
+    let mut at = order[0] * LINE;
     let mut samples = Vec::new();
     for _ in 0..rounds {
         let begin = processor_time();

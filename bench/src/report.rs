@@ -23,9 +23,18 @@ pub(crate) struct Figure {
     pub(crate) median: f64,
     pub(crate) p99: f64,
     pub(crate) samples: usize,
-    /// How many times what the yardstick cost in the same round, the median.
+    /// How many times what the yardstick cost.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) yardsticks: Option<f64>,
+    pub(crate) yardsticks: Option<Ratios>,
+}
+
+/// How many times what something else cost that was measured in the same rounds.
+#[derive(Clone, Copy, Serialize)]
+pub(crate) struct Ratios {
+    /// The least of the one by the least of the other: as if nobody else had been on the machine.
+    pub(crate) min: f64,
+    /// The median of the ratios by round.
+    pub(crate) median: f64,
 }
 
 /// What it ran on.
@@ -146,18 +155,16 @@ impl Samples {
         }
     }
 
-    /// How many times `unit` each is, without `cost` and `unit_cost`, all measured in the same rounds: the median.
-    pub(crate) fn in_units_of(&self, cost: &Self, unit: &Self, unit_cost: &Self) -> f64 {
+    /// How many times `unit` this is, without `cost` and `unit_cost`, all measured in the same rounds.
+    pub(crate) fn in_units_of(&self, cost: &Self, unit: &Self, unit_cost: &Self) -> Ratios {
         let differences = self.0.iter().zip(&cost.0).map(|(whole, cost)| whole - cost);
         let units = unit.0.iter().zip(&unit_cost.0);
         let units = units.map(|(whole, cost)| whole - cost);
-        Self(
-            differences
-                .zip(units)
-                .map(|(time, unit)| time / unit)
-                .collect(),
-        )
-        .quantile(0.5)
+        let ratios = differences.zip(units).map(|(time, unit)| time / unit);
+        Ratios {
+            min: self.without(cost).min / unit.without(unit_cost).min,
+            median: Self(ratios.collect()).quantile(0.5),
+        }
     }
 
     /// Without a cost that was measured in the same rounds. Median and p99 are those of the differences by round: what slows
