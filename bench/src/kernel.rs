@@ -3,7 +3,7 @@
 //! A sample is the mean of a batch of runs in one system call, in the calling thread's own time on the processor. In each
 //! round all cases of a table run one after the other, each case's programs likewise: whoever shares the processor's caches and
 //! threads comes and goes, and slows all of them. Each run restores the packet, with a name drawn anew; what restoring costs
-//! alone, in the same round, is subtracted.
+//! alone is subtracted.
 
 use std::{
     fs,

@@ -17,7 +17,7 @@ use core::mem::{offset_of, size_of};
 use crate::word::Word;
 
 /// Version of this layout. An agent adopts only maps that carry its own version.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Bytes of one segment: one value of an inner array map of [`Segment`]s.
 ///
@@ -228,6 +228,7 @@ impl RecordHead {
     pub const ASK_FALLBACK: u8 = 1;
     /// Every name below this one is the fallback's as well.
     pub const SUBTREE: u8 = 2;
+    /// An IPv6 address is all that the name has, and stands where the descriptors would.
     const ONE_ADDRESS: u64 = 1 << 24;
     /// A head for a name of `name_length` bytes (root label included) in `zone`; `ttl` in seconds.
     #[must_use]
@@ -250,7 +251,7 @@ impl RecordHead {
     pub const fn has_one_address(self) -> bool {
         self.0 & Self::ONE_ADDRESS != 0
     }
-    /// Which of the record's words the first one after the name is.
+    /// Which of the record's words the first one after the name is: where the descriptors begin, or the one address.
     #[inline(always)]
     #[must_use]
     pub const fn sets(self) -> usize {

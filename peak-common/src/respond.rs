@@ -11,7 +11,7 @@
 //! a program, thus finds that ways into a stage are the same, and explores what follows once.
 
 use crate::{
-    abi::{Control, Interface, RecordHead, Segment, Zone},
+    abi::{Control, Interface, MAX_NAME, RecordHead, Segment, Zone},
     dns::{
         edns::{self, Opt},
         header::{self, Counts, HEADER, Header},
@@ -41,6 +41,17 @@ const MAX_RECORDS: usize = (edns::PAYLOAD_SIZE - HEADER - 1 - TYPE_AND_CLASS) / 
 
 /// The same of AAAA records.
 const MAX_AAAA_RECORDS: usize = (edns::PAYLOAD_SIZE - HEADER - 1 - TYPE_AND_CLASS) / AAAA_RECORD;
+
+/// Bounds for the verifier of what is kept in memory: where a question ends, and the bytes of records and OPT. More than
+/// there can be, so that they change nothing.
+const QUESTION_END_MASK: usize = 0x1ff;
+const RECORDS_MASK: usize = 0xfff;
+const OPT_MASK: usize = 0xf;
+const _: () = {
+    assert!(22 + 40 + UDP_HEADER + HEADER + MAX_NAME + TYPE_AND_CLASS <= QUESTION_END_MASK);
+    assert!(MAX_RECORDS * AAAA_RECORD <= RECORDS_MASK && Soa::LENGTH <= RECORDS_MASK);
+    assert!(edns::OPT <= OPT_MASK);
+};
 
 /// A compression pointer (RFC 1035, section 4.1.4) to the question's name.
 const TO_QUESTION: u16 = 0xc000 | HEADER as u16;
@@ -444,15 +455,14 @@ impl Answer {
         }
     }
 
-    /// The masks are bounds for the verifier.
     #[inline(always)]
     const fn layout(&self) -> Layout {
-        let question_end = self.question_end & 0x1ff;
-        let records_end = question_end + (self.records & 0x7ff);
+        let question_end = self.question_end & QUESTION_END_MASK;
+        let records_end = question_end + (self.records & RECORDS_MASK);
         Layout {
             question_end,
             records_end,
-            end: records_end + (self.opt & 0xf),
+            end: records_end + (self.opt & OPT_MASK),
         }
     }
 }
@@ -604,7 +614,7 @@ fn write_a<P: Packet>(
         let record = packet.window_mut::<A_RECORD>(start + i * A_RECORD)?;
         prefix.write(record);
         put(record, RECORD_PREFIX, address.to_le_bytes());
-        Some(prefix.add_to(sum).with_halves(u64::from(address), 0))
+        Some(prefix.add_to(sum).with_half(u64::from(address)))
     })
 }
 
@@ -660,7 +670,7 @@ impl RecordPrefix {
 
     #[inline(always)]
     const fn add_to(self, sum: Sum) -> Sum {
-        sum.with(self.0).with_halves(self.1 as u64, 0)
+        sum.with(self.0).with_half(self.1 as u64)
     }
 }
 

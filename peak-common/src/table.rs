@@ -114,7 +114,7 @@ impl<'t> Record<'t> {
         }
     }
 
-    /// Word `i` of the folded name, zeros after its end.
+    /// Word `i` of the folded name: within the word that holds its end, zeros follow.
     #[inline(always)]
     #[must_use]
     pub fn name_word(&self, i: usize) -> u64 {

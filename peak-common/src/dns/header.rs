@@ -86,7 +86,7 @@ pub fn turn<P: Packet>(
         | u32::from(u16::from(counts.additional).to_be()) << 16;
     bytes[..8].copy_from_slice(&first.to_le_bytes());
     bytes[8..].copy_from_slice(&second.to_le_bytes());
-    Some(sum.with(first).with_halves(u64::from(second), 0))
+    Some(sum.with(first).with_half(u64::from(second)))
 }
 
 /// Records of a reply's sections.

@@ -3,7 +3,7 @@
 //! One's-complement sums do not depend on byte order as long as bytes keep their parity, so words are added
 //! as they are loaded, and the result is stored as it is.
 
-/// A sum of words of eight bytes, of fewer than 2³² of them.
+/// A sum of words of eight bytes, of 2³¹ at most.
 ///
 /// BPF has no carry. So what is kept is the sum of the words modulo 2⁶⁴ and that of their upper halves, which is enough to
 /// tell the sum of the lower ones when all are added.
@@ -24,7 +24,14 @@ impl Sum {
         self.with_halves(word, word >> 32)
     }
 
-    /// The same, where the word's upper half is at hand.
+    /// With one word more whose upper half is zero.
+    #[inline(always)]
+    #[must_use]
+    pub const fn with_half(self, half: u64) -> Self {
+        self.with_halves(half, 0)
+    }
+
+    /// The same as [`Self::with`], where the word's upper half, `word >> 32`, is at hand.
     #[inline(always)]
     #[must_use]
     pub const fn with_halves(self, word: u64, upper: u64) -> Self {

@@ -193,10 +193,7 @@ pub fn turn<P: Packet>(
 ) -> Option<()> {
     let udp_length = (length as u16).to_be();
     // Pseudo-header and UDP header (RFC 8200, section 8.1; RFC 768), but for addresses and ports.
-    let sum = payload_sum.with_halves(
-        2 * u64::from(udp_length) + u64::from(u16::from(UDP).to_be()),
-        0,
-    );
+    let sum = payload_sum.with_half(2 * u64::from(udp_length) + u64::from(u16::from(UDP).to_be()));
     match family {
         Family::V6 => {
             let bytes = packet.window_mut::<{ IPV6_HEADER + UDP_HEADER }>(offset)?;
@@ -251,7 +248,7 @@ const fn turned_ports(udp: u64) -> u32 {
 const fn udp_header(ports: u32, length: u16, sum: Sum) -> u64 {
     // Computed in full: a local sender leaves the checksum of its query partial. Zero would mean that there is
     // none, and is sent as its other representation (RFC 768).
-    let checksum = match !sum.with_halves(ports as u64, 0).fold() {
+    let checksum = match !sum.with_half(ports as u64).fold() {
         0 => 0xffff,
         checksum => checksum,
     };

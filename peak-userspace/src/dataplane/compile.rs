@@ -212,7 +212,7 @@ fn holds_zones(control: &Control, names: &[&Name]) -> bool {
 mod tests {
     use std::{
         collections::BTreeSet,
-        net::{IpAddr, Ipv6Addr},
+        net::{IpAddr, Ipv4Addr, Ipv6Addr},
         sync::Arc,
         time::{Duration, SystemTime, UNIX_EPOCH},
     };
@@ -295,8 +295,23 @@ mod tests {
         name: &Name,
         query_type: QueryType,
     ) -> (Verdict, Option<Message>) {
+        query_with(tables, name, query_type, None)
+    }
+
+    /// The same, with an OPT that says how much the client takes.
+    fn query_with(
+        tables: &HostTables,
+        name: &Name,
+        query_type: QueryType,
+        payload_size: Option<u16>,
+    ) -> (Verdict, Option<Message>) {
         let wire = name.as_wire();
-        let length = (8 + 12 + wire.len() + 4) as u16;
+        let opt = payload_size.map(|size| {
+            let [s0, s1] = size.to_be_bytes();
+            [0, 0, 41, s0, s1, 0, 0, 0, 0, 0, 0]
+        });
+        let opt = opt.as_ref().map_or(&[][..], |opt| opt);
+        let length = (8 + 12 + wire.len() + 4 + opt.len()) as u16;
         let mut frame = Vec::new();
         frame.extend(MAC);
         frame.extend([2, 0, 0, 0, 0, 2, 0x86, 0xdd, 0x60, 0, 0, 0]);
@@ -308,13 +323,15 @@ mod tests {
         frame.extend(length.to_be_bytes());
         frame.extend([1, 1]);
         let message = frame.len();
-        frame.extend([0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+        frame.extend([0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0]);
+        frame.push(u8::from(payload_size.is_some()));
         frame.extend(wire.to_ascii_uppercase());
         let query_type = match query_type {
             QueryType::A => 1,
             QueryType::Aaaa => 28,
         };
         frame.extend([0, query_type, 0, 1]);
+        frame.extend(opt);
 
         let mut mac = [0; 8];
         mac[..6].copy_from_slice(&MAC);
@@ -324,7 +341,7 @@ mod tests {
             mac: Word::new(u64::from_le_bytes(mac)),
             reserved: 0,
         };
-        let mut packet = Buffer::<2048>::new(&frame, 0, 1024);
+        let mut packet = Buffer::<4096>::new(&frame, 0, 2048);
         let mut scratch = Scratch::EMPTY;
         let verdict = respond::respond(&mut packet, &mut scratch, tables, &interface, || {
             0x8000_0000
@@ -403,6 +420,48 @@ mod tests {
                     assert_eq!(soa.minimum, snapshot.ttl());
                     let owner = record.name.to_ascii().to_ascii_lowercase();
                     assert_eq!(owner, zone.name.to_string(), "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_set_of_any_size_is_given_whole_or_left_to_the_fallback() {
+        let first = empty(&["cluster.local"]);
+        let (mut table, tables) = table(&first);
+        let mut snapshot = first;
+        let name = name("web.shop.svc.cluster.local");
+        for count in 1..=100_usize {
+            let v6 = |i| IpAddr::from(Ipv6Addr::from_bits(0xfd00 << 112 | u128::from(i)));
+            let v4 = |i| IpAddr::from(Ipv4Addr::from_bits(0x0a00_0100 | i));
+            let records = ServiceRecords {
+                addresses: (1..=count as u32).flat_map(|i| [v6(i), v4(i)]).collect(),
+                endpoints: [].into(),
+            };
+            let web = (ServiceKey::new("shop", "web"), Some(records));
+            let (next, _) = snapshot.with(vec![web], now());
+            snapshot = next;
+            table.sync(&snapshot);
+            for (query_type, size) in [(QueryType::A, 4), (QueryType::Aaaa, 16)] {
+                for payload_size in [None, Some(0), Some(600), Some(1232), Some(u16::MAX)] {
+                    let limit = payload_size.map_or(512, |size| size.clamp(512, 1232));
+                    let opt = if payload_size.is_some() { 11 } else { 0 };
+                    let length = 12 + name.as_wire().len() + 4 + count * (12 + size) + opt;
+                    let (verdict, reply) = query_with(&tables, &name, query_type, payload_size);
+                    let wanted = if length <= limit.into() {
+                        Verdict::Answered(query_type, Outcome::Records)
+                    } else {
+                        Verdict::Passed(PassReason::TooLarge)
+                    };
+                    assert_eq!(
+                        verdict, wanted,
+                        "{count} × {query_type:?}, {payload_size:?}"
+                    );
+                    let given = reply.map(|reply| reply.answers.len());
+                    assert!(
+                        given.is_none_or(|given| given == count),
+                        "{given:?} of {count}"
+                    );
                 }
             }
         }

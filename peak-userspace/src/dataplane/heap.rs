@@ -1,7 +1,8 @@
 //! Which room of the heap is free.
 //!
 //! Nothing of this is in the maps: what the index reaches is used, and the rest is free. Best fit, the lowest place
-//! first among equals, which leaves the upper segments to become empty and be given back.
+//! first among equals, which leaves the upper segments to become empty and be given back. A record takes the first of the
+//! best in which it lies in as few cache lines as it can.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +18,7 @@ const LAST_RECORD_START: u32 = ((SEGMENT_WORDS - MAX_RECORD_WORDS) / (GRANULE_BY
 
 /// Granules of a cache line.
 const LINE: u32 = (64 / GRANULE_BYTES) as u32;
-/// Of how much free room that is just large enough it is looked whether a record lies well there.
+/// How many of the smallest free extents that are large enough are tried for a place on few cache lines.
 const TRIES: usize = 8;
 
 /// Granules in a row, all in one segment.
@@ -187,7 +188,7 @@ impl Heap {
                 };
                 let close = records(granules).take(TRIES).find_map(place);
                 close
-                    .or_else(|| records(granules + LINE - 1).find_map(place))
+                    .or_else(|| records(granules + LINE - 1).take(TRIES).find_map(place))
                     .or_else(|| records(granules).next().map(whole))
             }
             Purpose::Addresses => tails()
