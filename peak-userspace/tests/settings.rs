@@ -13,8 +13,11 @@ use peak_userspace::{
 const README: &str = include_str!("../../README.md");
 
 /// Three values of each setting: typed, of the environment, of the file.
-const VALUES: [(&str, [&str; 3]); 11] = [
+const VALUES: [(&str, [&str; 3]); 14] = [
     ("manifests", ["/typed", "/environment", "/file"]),
+    ("kubeconfig", ["/typed", "/environment", "/file"]),
+    ("context", ["typed", "environment", "file"]),
+    ("namespace", ["typed", "environment", "file"]),
     ("interface", ["typed", "environment", "file"]),
     ("listen", ["[::1]:1", "[::1]:2", "[::1]:3"]),
     ("zone", ["typed", "environment", "file"]),
@@ -87,8 +90,12 @@ fn what_is_typed_goes_before_the_environment_and_that_before_the_file() {
             .iter()
             .find(|(known, _)| known == name)
             .unwrap_or_else(|| panic!("no values of {name}"));
-        // What every run needs, unless it is what is looked at.
-        let needed = [("--manifests", "/needed"), ("--interface", "needed")];
+        // What every run needs, unless it is what is looked at: services come from a cluster or from a folder.
+        let source = match &**name {
+            "kubeconfig" | "context" | "namespace" => "--kubeconfig",
+            _ => "--manifests",
+        };
+        let needed = [(source, "/needed"), ("--interface", "needed")];
         let needed: Vec<&str> = needed
             .iter()
             .filter(|(flag, _)| flag[2..] != **name)
