@@ -593,12 +593,13 @@ fn snapshot(services: Services, size: u32) -> Snapshot {
             Services::V6 => [v6(service, 1)].into_iter().collect(),
             Services::Eight => (1..=8).map(|i| v6(service, i)).collect(),
         },
-        endpoints: [].into(),
+        ..ServiceRecords::default()
     };
     let (snapshot, _) = Snapshot::empty(SnapshotConfig {
         zones: [Name::parse("cluster.local").expect("a name")].into(),
         ttl: 5,
         nameservers: [IpAddr::from(frame::SERVER)].into(),
+        ..SnapshotConfig::default()
     })
     .with(
         (0..size)

@@ -118,13 +118,15 @@ impl Agent {
         let metrics = config.metrics.map(metrics::bind).transpose()?;
         let admin = AdminSocket::bind(&config.admin)?;
         let source = match &config.source {
-            SourceConfig::Manifests(folder) => manifests::watch(folder)?,
-            SourceConfig::Kubernetes(cluster) => kubernetes::watch(cluster).await?,
+            SourceConfig::Manifests(folder) => manifests::watch(folder, config.records)?,
+            SourceConfig::Kubernetes(cluster) => kubernetes::watch(cluster, config.records).await?,
         };
         let snapshot = Snapshot::empty(SnapshotConfig {
             zones: config.zones,
             ttl: config.ttl,
             nameservers: nameservers(&places.sockets),
+            reverse: config.reverse,
+            pods: config.pods,
         });
 
         let attaches = config.xdp != XdpMode::Off && !named.is_empty();

@@ -51,8 +51,7 @@ fn check(arguments: &CheckArgs, out: &mut impl Write, err: &mut impl Write) -> R
     };
     let config = SnapshotConfig {
         zones: arguments.zone.clone(),
-        ttl: 0,
-        nameservers: Vec::new(),
+        ..SnapshotConfig::default()
     };
     let (snapshot, _) = Snapshot::empty(config).with(inventory.batch, SystemTime::now());
     let mut diagnostics = inventory.diagnostics;

@@ -126,6 +126,28 @@ pub struct RunArgs {
     /// How long answers may be cached, in seconds, 0 to 3600 [default: 5]
     #[arg(long, value_name = "SECONDS", env = "PEAK_TTL")]
     pub ttl: Option<String>,
+    /// Range of addresses whose reverse names are ours: an unknown one does not exist. Known ones are answered anyway,
+    /// others are upstreams' affair
+    #[arg(long, value_name = "CIDR", env = "PEAK_REVERSE", value_delimiter = ',')]
+    pub reverse: Vec<String>,
+    /// What 10-1-2-3.NAMESPACE.pod.ZONE is: no name (disabled), or the address that it spells (insecure)
+    /// [default: disabled]
+    #[arg(long, value_name = "disabled|insecure|verified", env = "PEAK_PODS")]
+    pub pods: Option<String>,
+    /// How many addresses an answer gives of a service without the annotation peak/answers: drawn anew for each query
+    /// [default: all]
+    #[arg(long, value_name = "all|one|N", env = "PEAK_ANSWERS")]
+    pub answers: Option<String>,
+    /// Publish endpoints that still serve while they terminate, of a service that has no ready one
+    /// [default: false]
+    #[arg(
+        long,
+        value_name = "true|false",
+        env = "PEAK_SERVING_TERMINATING",
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub serving_terminating: Option<String>,
     /// Unix socket for `peak status` and its like [default: /run/peak/admin.sock]
     #[arg(long, value_name = "SOCKET", env = "PEAK_ADMIN")]
     pub admin: Option<PathBuf>,

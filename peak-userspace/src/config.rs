@@ -15,7 +15,8 @@ use crate::{
     cli::{DEFAULT_ADMIN, RunArgs, Surroundings},
     fallback::{Upstream, default_forward_for},
     name::Name,
-    records::is_label,
+    records::{self, RecordPolicy, is_label},
+    snapshot::Pods,
     source::kubernetes::{Access, KubernetesConfig},
 };
 
@@ -83,6 +84,12 @@ pub struct RunConfig {
     pub forward_for: Vec<IpNet>,
     /// The TTL of every record, in seconds.
     pub ttl: u32,
+    /// The ranges of addresses whose reverse names are all ours.
+    pub reverse: Vec<IpNet>,
+    /// What is answered about pods.
+    pub pods: Pods,
+    /// What is the agent's choice of how services are published.
+    pub records: RecordPolicy,
     /// The unix socket for commands.
     pub admin: PathBuf,
     /// Where to serve metrics and health over HTTP, if anywhere.
@@ -198,6 +205,30 @@ impl RunConfig {
             ttl: settings
                 .one(arguments.ttl.iter(), "ttl", &keys.ttl, ttl)?
                 .unwrap_or(5),
+            reverse: settings
+                .all(arguments.reverse.iter(), "reverse", &keys.reverse, range)?
+                .unwrap_or_default(),
+            pods: settings
+                .one(arguments.pods.iter(), "pods", &keys.pods, pods)?
+                .unwrap_or_default(),
+            records: RecordPolicy {
+                serving_terminating: settings
+                    .one(
+                        arguments.serving_terminating.iter(),
+                        "serving-terminating",
+                        &keys.serving_terminating,
+                        truth,
+                    )?
+                    .unwrap_or_default(),
+                pick: settings
+                    .one(
+                        arguments.answers.iter(),
+                        "answers",
+                        &keys.answers,
+                        records::pick,
+                    )?
+                    .unwrap_or_default(),
+            },
             admin: path(&arguments.admin, "admin", &keys.admin)?
                 .unwrap_or_else(|| DEFAULT_ADMIN.into()),
             metrics: settings.one(arguments.metrics.iter(), "metrics", &keys.metrics, address)?,
@@ -349,16 +380,24 @@ struct Keys {
     upstream: Key,
     forward_for: Key,
     ttl: Key,
+    reverse: Key,
+    pods: Key,
+    answers: Key,
+    serving_terminating: Key,
     admin: Key,
     metrics: Key,
     log_one_in: Key,
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "expected a text, a number or a list of texts")]
+#[serde(
+    untagged,
+    expecting = "expected a text, a number, true, false or a list of texts"
+)]
 enum Written {
     Text(String),
     Number(i64),
+    Truth(bool),
     List(Vec<String>),
 }
 
@@ -372,6 +411,7 @@ impl Written {
         match self {
             Self::Text(text) => vec![text.clone()],
             Self::Number(number) => vec![number.to_string()],
+            Self::Truth(truth) => vec![truth.to_string()],
             Self::List(texts) => texts.clone(),
         }
     }
@@ -524,6 +564,22 @@ fn range(text: &str) -> Result<IpNet, String> {
     Ok(net)
 }
 
+fn pods(text: &str) -> Result<Pods, String> {
+    match text {
+        "disabled" => Ok(Pods::Disabled),
+        "insecure" => Ok(Pods::Insecure),
+        "verified" => Err(
+            "needs a source of Pods, which manifests are not: say disabled or insecure".to_owned(),
+        ),
+        _ => Err("is none of disabled, insecure and verified".to_owned()),
+    }
+}
+
+fn truth(text: &str) -> Result<bool, String> {
+    text.parse()
+        .map_err(|_| "is neither true nor false".to_owned())
+}
+
 fn ttl(text: &str) -> Result<u32, String> {
     let seconds = text.parse().ok().filter(|seconds| *seconds <= MAX_TTL);
     seconds.ok_or_else(|| format!("is no number of seconds from 0 to {MAX_TTL}"))
@@ -634,6 +690,10 @@ ttl = 30
 admin = "/a"
 metrics = "127.0.0.1:9153"
 log-one-in = 1000
+reverse = ["10.244.0.0/16", "fd00::/8"]
+pods = "insecure"
+answers = 8
+serving-terminating = true
 "#,
         );
         let config = RunConfig::from(&arguments).unwrap();
@@ -658,6 +718,15 @@ log-one-in = 1000
             ttl: 30,
             admin: "/a".into(),
             metrics: Some("127.0.0.1:9153".parse().unwrap()),
+            reverse: vec![
+                "10.244.0.0/16".parse().unwrap(),
+                "fd00::/8".parse().unwrap(),
+            ],
+            pods: Pods::Insecure,
+            records: RecordPolicy {
+                serving_terminating: true,
+                pick: 8,
+            },
             log_one_in: 1000,
         };
         assert_eq!(config, expected);
@@ -701,7 +770,7 @@ log-one-in = 1000
             ),
             (
                 "\nttl = 1.5\n",
-                "FILE:2: ttl: expected a text, a number or a list of texts",
+                "FILE:2: ttl: expected a text, a number, true, false or a list of texts",
             ),
             ("ttl = \n", "FILE:1: ttl: "),
             (

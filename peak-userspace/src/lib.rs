@@ -11,6 +11,7 @@ pub mod interfaces;
 pub mod metrics;
 pub mod name;
 pub mod records;
+mod reverse;
 pub mod snapshot;
 pub mod source;
 pub mod state;

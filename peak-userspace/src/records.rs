@@ -4,18 +4,19 @@
 //! what CoreDNS answers, because clients rely on it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use k8s_openapi::api::{
     core::v1::{Service, ServiceSpec},
-    discovery::v1::{Endpoint, EndpointSlice},
+    discovery::v1::{Endpoint as SliceEndpoint, EndpointSlice},
 };
 
 use crate::{
-    name::MAX_LABEL,
-    snapshot::{AddressSet, ServiceRecords},
+    name::{MAX_LABEL, Name},
+    snapshot::{AddressSet, Endpoint, Port, Protocol, ServiceRecords},
 };
 
 /// The label by which an EndpointSlice says which service it belongs to.
@@ -23,32 +24,108 @@ pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// The ClusterIP of a headless service.
 pub const HEADLESS: &str = "None";
 
+/// The annotation by which a service says how many addresses an answer gives: `all`, `one` or a number.
+pub const ANSWERS_ANNOTATION: &str = "peak/answers";
+
+/// What is the agent's choice where objects leave one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecordPolicy {
+    /// Publishes endpoints that still serve while they terminate, where a service has no ready one.
+    pub serving_terminating: bool,
+    /// How many addresses an answer draws of services that don't say it; 0: all of them.
+    pub pick: u8,
+}
+
 /// What a service publishes, given all the slices that belong to it.
 ///
 /// What is not valid, such as an address that is none, is left out alone: [`crate::validate`] says what that is.
 pub fn records_for<'a>(
     service: &Service,
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
+    policy: &RecordPolicy,
 ) -> ServiceRecords {
     let Some(spec) = &service.spec else {
         return ServiceRecords::default();
     };
     // An ExternalName is a CNAME and owns no address; slices that carry its label mean nothing.
     if spec.type_.as_deref() == Some("ExternalName") {
-        return ServiceRecords::default();
-    }
-    let not_ready_too = spec.publish_not_ready_addresses.unwrap_or(false);
-    let mut endpoints: BTreeMap<Box<str>, Vec<IpAddr>> = BTreeMap::new();
-    for slice in slices {
-        let Some(family) = Family::of(&slice.address_type) else {
-            continue;
+        return ServiceRecords {
+            alias: external_name(spec).ok(),
+            ..ServiceRecords::default()
         };
-        for endpoint in slice
-            .endpoints
+    }
+    let endpoints = endpoints(spec, slices.into_iter().collect(), policy);
+    let headless = is_headless(spec);
+    let (addresses, ports): (AddressSet, BTreeSet<_>) = if headless {
+        let addresses = endpoints.iter().flat_map(|one| one.addresses.iter());
+        // Endpoints of one slice share theirs.
+        let mut last: &[Port] = &[];
+        let fresh = endpoints.iter().filter(|one| {
+            let fresh = !std::ptr::eq(last, &*one.ports);
+            last = &one.ports;
+            fresh
+        });
+        let ports = fresh.flat_map(|one| one.ports.iter().cloned());
+        (addresses.collect(), ports.collect())
+    } else {
+        let addresses: AddressSet = cluster_ips(spec)
+            .filter_map(|(_, address)| address.parse::<IpAddr>().ok())
+            .collect();
+        let ports = spec
+            .ports
             .iter()
             .flatten()
-            .filter(|endpoint| not_ready_too || is_ready(endpoint))
-        {
+            .filter(|_| !addresses.is_empty());
+        let ports = ports.filter_map(|port| {
+            self::port(port.protocol.as_deref(), port.name.as_deref(), port.port)
+        });
+        let ports = ports.collect();
+        (addresses, ports)
+    };
+    let pick = answers_annotation(service).and_then(|answers| pick(answers).ok());
+    ServiceRecords {
+        addresses,
+        endpoints,
+        ports: ports.into_iter().collect(),
+        headless,
+        alias: None,
+        pick: pick.unwrap_or(policy.pick),
+    }
+}
+
+/// The names below a service's.
+fn endpoints(
+    spec: &ServiceSpec,
+    slices: Vec<&EndpointSlice>,
+    policy: &RecordPolicy,
+) -> Box<[Endpoint]> {
+    let slices = slices.into_iter();
+    let slices: Vec<_> = slices
+        .filter_map(|slice| Some((Family::of(&slice.address_type)?, slice)))
+        .collect();
+    let mut all = slices
+        .iter()
+        .flat_map(|(_, slice)| slice.endpoints.iter().flatten());
+    let last_resort = policy.serving_terminating && !all.any(is_ready);
+    let not_ready_too = spec.publish_not_ready_addresses.unwrap_or(false);
+    let is_published = |endpoint: &&SliceEndpoint| {
+        not_ready_too || is_ready(endpoint) || last_resort && is_serving(endpoint)
+    };
+    let mut endpoints = BTreeMap::<Box<str>, (Vec<IpAddr>, Arc<[Port]>)>::new();
+    let mut shared: Arc<[Port]> = Arc::default();
+    for (family, slice) in slices {
+        let ports: BTreeSet<_> = slice
+            .ports
+            .iter()
+            .flatten()
+            .filter_map(|port| {
+                self::port(port.protocol.as_deref(), port.name.as_deref(), port.port?)
+            })
+            .collect();
+        if !ports.iter().eq(shared.iter()) {
+            shared = ports.into_iter().collect();
+        }
+        for endpoint in slice.endpoints.iter().flatten().filter(is_published) {
             let hostname = endpoint
                 .hostname
                 .as_deref()
@@ -59,23 +136,79 @@ pub fn records_for<'a>(
                 .filter_map(|address| family.parse(address).ok())
             {
                 let label = hostname.map_or_else(|| generated_label(address), str::to_owned);
-                endpoints.entry(label.into()).or_default().push(address);
+                let (addresses, ports) = endpoints
+                    .entry(label.into())
+                    .or_insert_with(|| (Vec::new(), Arc::clone(&shared)));
+                addresses.push(address);
+                if *ports != shared {
+                    let union: BTreeSet<_> = ports.iter().chain(&*shared).cloned().collect();
+                    *ports = union.into_iter().collect();
+                }
             }
         }
     }
-    let addresses = if is_headless(spec) {
-        endpoints.values().flatten().copied().collect()
-    } else {
-        cluster_ips(spec)
-            .filter_map(|(_, address)| address.parse::<IpAddr>().ok())
-            .collect()
-    };
-    let endpoints = endpoints
-        .into_iter()
-        .map(|(label, addresses)| (label, addresses.into_iter().collect::<AddressSet>()));
-    ServiceRecords {
-        addresses,
-        endpoints: endpoints.collect(),
+    let endpoints = endpoints.into_iter();
+    endpoints
+        .map(|(label, (addresses, ports))| Endpoint {
+            label: label.into(),
+            addresses: addresses.into_iter().collect(),
+            ports,
+        })
+        .collect()
+}
+
+/// A port, unless its number or protocol is none. One whose name is no label is without a name.
+fn port(protocol: Option<&str>, name: Option<&str>, number: i32) -> Option<Port> {
+    Some(Port {
+        protocol: protocol_of(protocol)?,
+        name: name
+            .filter(|name| is_label(name))
+            .unwrap_or_default()
+            .into(),
+        number: u16::try_from(number).ok().filter(|&number| number > 0)?,
+    })
+}
+
+/// The protocol of a port; TCP where nothing is said.
+pub(crate) fn protocol_of(text: Option<&str>) -> Option<Protocol> {
+    match text {
+        None | Some("" | "TCP") => Some(Protocol::Tcp),
+        Some("UDP") => Some(Protocol::Udp),
+        Some("SCTP") => Some(Protocol::Sctp),
+        Some(_) => None,
+    }
+}
+
+/// What an ExternalName stands for; the error says what is wrong with it.
+pub(crate) fn external_name(spec: &ServiceSpec) -> Result<Name, String> {
+    let text = spec.external_name.as_deref().unwrap_or_default();
+    if text.is_empty() {
+        return Err("is missing: nothing is answered for this service".to_owned());
+    }
+    // A name of digits and dots, and nobody's: Kubernetes does not take it for the address either.
+    if text.parse::<IpAddr>().is_ok() {
+        return Err(format!(
+            "{text:?} is an address, not a name: nothing is answered for this service (a headless Service with an \
+             EndpointSlice can stand for an address)"
+        ));
+    }
+    Name::parse(text).map_err(|error| format!("{text:?} is no name: {error}"))
+}
+
+/// What a service says of how many addresses an answer gives.
+pub(crate) fn answers_annotation(service: &Service) -> Option<&str> {
+    let annotations = service.metadata.annotations.as_ref()?;
+    annotations.get(ANSWERS_ANNOTATION).map(String::as_str)
+}
+
+/// How many addresses an answer draws, as it is written; 0: all of them. The error says what is wrong with it.
+pub(crate) fn pick(text: &str) -> Result<u8, String> {
+    match text {
+        "all" => Ok(0),
+        "one" => Ok(1),
+        number => number.parse().ok().filter(|&pick| pick > 0).ok_or_else(|| {
+            format!("{text:?} is none of \"all\", \"one\" and the numbers from 1 to 255")
+        }),
     }
 }
 
@@ -101,7 +234,7 @@ pub(crate) fn cluster_ips(spec: &ServiceSpec) -> impl Iterator<Item = (String, &
 }
 
 /// `ready: nil` means ready, says the EndpointSlice API, but an endpoint on its way out is not.
-fn is_ready(endpoint: &Endpoint) -> bool {
+fn is_ready(endpoint: &SliceEndpoint) -> bool {
     endpoint.conditions.as_ref().is_none_or(|conditions| {
         conditions
             .ready
@@ -109,9 +242,16 @@ fn is_ready(endpoint: &Endpoint) -> bool {
     })
 }
 
+/// Whether the endpoint still serves while it terminates: `serving` takes no notice of termination, and nil means true.
+fn is_serving(endpoint: &SliceEndpoint) -> bool {
+    endpoint.conditions.as_ref().is_some_and(|conditions| {
+        conditions.terminating == Some(true) && conditions.serving.unwrap_or(true)
+    })
+}
+
 /// The label of an endpoint without a hostname: its address with dashes, `172-0-0-2` or `5678-abcd--1`. A trailing
 /// dash, from `::`, gets a zero behind it, so that the label ends as host names do.
-fn generated_label(address: IpAddr) -> String {
+pub(crate) fn generated_label(address: IpAddr) -> String {
     let mut label = address.to_string().replace(['.', ':'], "-");
     if label.ends_with('-') {
         label.push('0');
@@ -196,11 +336,11 @@ mod tests {
             v4.chain(set.v6.iter().map(ToString::to_string))
                 .collect::<Vec<_>>()
         };
-        let records = records_for(service, slices);
+        let records = records_for(service, slices, &RecordPolicy::default());
         let endpoints = records
             .endpoints
             .iter()
-            .map(|(label, set)| format!("{label} {}", text(set).join(" ")));
+            .map(|one| format!("{} {}", one.label, text(&one.addresses).join(" ")));
         (text(&records.addresses), endpoints.collect())
     }
 
@@ -301,15 +441,120 @@ mod tests {
     }
 
     #[test]
-    fn an_external_name_and_an_empty_spec_publish_nothing() {
-        let external = service(json!({"type": "ExternalName", "externalName": "example.com"}));
+    fn an_external_name_is_an_alias_and_nothing_else() {
+        let policy = RecordPolicy::default();
         let slices = [slice("IPv6", json!([{"addresses": ["fd00::1"]}]))];
-        assert_eq!(records_for(&external, &slices), ServiceRecords::default());
+        let of = |name: &str| {
+            let external = service(json!({"type": "ExternalName", "externalName": name}));
+            records_for(&external, &slices, &policy)
+        };
+        let alias = ServiceRecords {
+            alias: Some(Name::parse("example.com").unwrap()),
+            ..ServiceRecords::default()
+        };
+        assert_eq!(of("Example.com"), alias);
+        assert_eq!(of("example.com."), alias);
+        // An address is no name, and one that is none stands for nothing.
+        for nothing in ["", "192.0.2.1", "2001:db8::1", "a..b"] {
+            assert_eq!(of(nothing), ServiceRecords::default(), "{nothing}");
+        }
+        let empty = records_for(&service(Value::Null), &slices, &policy);
+        assert_eq!(empty, ServiceRecords::default());
+        let idle = records_for(&headless(), &[], &policy);
+        assert!(idle.headless && idle.addresses.is_empty() && idle.endpoints.is_empty());
+    }
+
+    /// Ports as text: `name/protocol/number`.
+    fn ports(ports: &[Port]) -> Vec<String> {
+        let text = |port: &Port| format!("{}/{:?}/{}", port.name, port.protocol, port.number);
+        ports.iter().map(text).collect()
+    }
+
+    #[test]
+    fn ports_are_those_of_the_service_or_of_a_headless_ones_endpoints() {
+        let of = |cluster_ip: &str| {
+            let service = service(json!({"clusterIP": cluster_ip, "ports": [
+                {"name": "http", "port": 80, "targetPort": 8080},
+                {"name": "dns", "protocol": "UDP", "port": 53},
+                {"port": 99},
+            ]}));
+            let mut one = slice("IPv6", json!([{"addresses": ["fd00::1"], "hostname": "a"}]));
+            one.ports = from_value(json!([
+                {"name": "http", "port": 8080, "protocol": "TCP"},
+                {"name": "all", "protocol": "TCP"},
+                {"name": "No", "port": 1},
+                {"name": "zero", "port": 0},
+                {"name": "odd", "port": 1, "protocol": "QUIC"},
+            ]))
+            .unwrap();
+            let mut other = slice(
+                "IPv4",
+                json!([{"addresses": ["10.0.0.1"], "hostname": "a"}]),
+            );
+            other.ports = from_value(json!([{"name": "http", "port": 8081}])).unwrap();
+            records_for(&service, &[one, other], &RecordPolicy::default())
+        };
+        let of_endpoint = ["/Tcp/1", "http/Tcp/8080", "http/Tcp/8081"];
         assert_eq!(
-            records_for(&service(Value::Null), &slices),
-            ServiceRecords::default()
+            ports(&of("fd00::10").ports),
+            ["/Tcp/99", "http/Tcp/80", "dns/Udp/53"]
         );
-        assert_eq!(records_for(&headless(), &[]), ServiceRecords::default());
+        assert_eq!(ports(&of("fd00::10").endpoints[0].ports), of_endpoint);
+        assert_eq!(ports(&of("None").ports), of_endpoint);
+        assert!(of("not an address").ports.is_empty());
+    }
+
+    #[test]
+    fn serving_and_terminating_is_the_last_resort_where_it_is_asked_for() {
+        let terminating = json!({"ready": false, "serving": true, "terminating": true});
+        let slices = |first: Value| {
+            [slice(
+                "IPv6",
+                json!([
+                    {"addresses": ["fd00::1"], "conditions": first},
+                    {"addresses": ["fd00::2"], "conditions": terminating},
+                    {"addresses": ["fd00::3"], "conditions": {"ready": false, "serving": false, "terminating": true}},
+                    {"addresses": ["fd00::4"], "conditions": {"ready": false, "serving": true}},
+                ]),
+            )]
+        };
+        let published = |first: Value, serving_terminating| {
+            let policy = RecordPolicy {
+                serving_terminating,
+                pick: 0,
+            };
+            let records = records_for(&headless(), &slices(first), &policy);
+            records
+                .addresses
+                .iter()
+                .map(|address| address.to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(published(json!({"ready": false}), false), [""; 0]);
+        assert_eq!(published(json!({"ready": false}), true), ["fd00::2"]);
+        assert_eq!(published(json!({"ready": true}), true), ["fd00::1"]);
+    }
+
+    #[test]
+    fn how_many_addresses_an_answer_gives_is_the_services_choice() {
+        let policy = RecordPolicy {
+            pick: 3,
+            ..RecordPolicy::default()
+        };
+        let of = |answers: Option<&str>| {
+            let mut service = headless();
+            service.metadata.annotations =
+                answers.map(|text| [(ANSWERS_ANNOTATION.to_owned(), text.to_owned())].into());
+            records_for(&service, &[], &policy).pick
+        };
+        assert_eq!(
+            [None, Some("all"), Some("one"), Some("8"), Some("255")].map(of),
+            [3, 0, 1, 8, 255]
+        );
+        for bad in ["", "0", "256", "-1", "two", "All"] {
+            assert_eq!(of(Some(bad)), 3, "{bad}: the agent's choice");
+            assert!(pick(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -14,8 +14,13 @@ use std::{
 
 use equivalent::{Comparable, Equivalent};
 use imbl::OrdMap;
+use ipnet::IpNet;
 
-use crate::name::{Folded, Name, NameError, labels, offset_of};
+use crate::{
+    name::{Folded, Name, NameError, labels, offset_of},
+    records::{generated_label, is_label},
+    reverse::{self, Publishers},
+};
 
 /// What a service is called. Both parts are labels in lower case, as Kubernetes wants them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,6 +85,12 @@ impl AddressSet {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// The addresses of both families.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let v4 = self.v4.iter().copied().map(IpAddr::V4);
+        v4.chain(self.v6.iter().copied().map(IpAddr::V6))
+    }
 }
 
 impl FromIterator<IpAddr> for AddressSet {
@@ -107,28 +118,220 @@ fn sorted<T: Ord>(mut addresses: Vec<T>) -> Arc<[T]> {
     addresses.into()
 }
 
+/// The protocol of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Protocol {
+    /// TCP, which a port has that names none.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
+    /// The label of the protocol (RFC 2782): with an underscore, so that it is nobody's host name.
+    fn label(self) -> &'static [u8] {
+        match self {
+            Self::Tcp => b"_tcp",
+            Self::Udp => b"_udp",
+            Self::Sctp => b"_sctp",
+        }
+    }
+
+    fn of_label(label: &[u8]) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|protocol| protocol.label() == label)
+    }
+}
+
+/// A port that SRV records tell of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Port {
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its name, in lower case and without an underscore; empty if it has none.
+    pub name: Box<str>,
+    /// Its number.
+    pub number: u16,
+}
+
+/// A name below a service's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its label, in lower case: a hostname, or made of the address.
+    pub label: Arc<str>,
+    /// The addresses of all endpoints that are called so.
+    pub addresses: AddressSet,
+    /// Their ports: sorted, each once. Endpoints of one slice share them.
+    pub ports: Arc<[Port]>,
+}
+
 /// What one service publishes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceRecords {
     /// The service name's own: its ClusterIPs, or all endpoints of a headless service.
     pub addresses: AddressSet,
     /// The names below the service's, sorted by label, each label once and in lower case.
-    pub endpoints: Box<[(Box<str>, AddressSet)]>,
+    pub endpoints: Box<[Endpoint]>,
+    /// The ports of its SRV records, sorted, each once: the service's own, or those of a headless one's endpoints.
+    pub ports: Box<[Port]>,
+    /// Whether its addresses are its endpoints'.
+    pub headless: bool,
+    /// What an ExternalName stands for. Such a service publishes nothing else.
+    pub alias: Option<Name>,
+    /// How many addresses an answer draws; 0: all of them.
+    pub pick: u8,
 }
 
 impl ServiceRecords {
     /// What the service's own name holds. RFC 8020: a name exists as long as one below it does.
     fn node(&self) -> Option<Node> {
-        let exists = !self.addresses.is_empty() || !self.endpoints.is_empty();
-        exists.then(|| Node::holding(&self.addresses))
+        let exists =
+            !self.addresses.is_empty() || !self.endpoints.is_empty() || self.alias.is_some();
+        exists.then(|| Node {
+            alias: self.alias.clone(),
+            ..self.holding(&self.addresses)
+        })
     }
 
-    fn endpoint(&self, label: &[u8]) -> Option<Node> {
+    fn holding(&self, addresses: &AddressSet) -> Node {
+        Node {
+            addresses: addresses.clone(),
+            pick: self.pick,
+            ..Node::default()
+        }
+    }
+
+    fn endpoint(&self, label: &[u8]) -> Option<&Endpoint> {
         let at = self
             .endpoints
-            .binary_search_by(|(own, _)| own.as_bytes().cmp(label))
+            .binary_search_by(|own| own.label.as_bytes().cmp(label))
             .ok()?;
-        Some(Node::holding(&self.endpoints[at].1))
+        Some(&self.endpoints[at])
+    }
+
+    /// The ports that SRV tells of at `_<port>._<proto>` below the service.
+    fn named(&self, port: &[u8], protocol: &[u8]) -> Option<PortFilter<'_>> {
+        let protocol = Protocol::of_label(protocol)?;
+        let name = port.strip_prefix(b"_")?;
+        let port = self.ports.iter().find(|port| {
+            port.protocol == protocol && !name.is_empty() && port.name.as_bytes() == name
+        })?;
+        Some(PortFilter::Named(protocol, &port.name))
+    }
+
+    /// The names that ports make below the service's: `_<port>._<proto>`, and `_<proto>` above it.
+    fn port_names(&self) -> BTreeSet<(Protocol, &str)> {
+        let named = self.ports.iter().filter(|port| !port.name.is_empty());
+        named
+            .flat_map(|port| [(port.protocol, ""), (port.protocol, &*port.name)])
+            .collect()
+    }
+}
+
+/// Calls `take` with the labels of a port's name below its service's.
+fn with_port_path<T>(
+    (protocol, name): (Protocol, &str),
+    service: [&[u8]; 3],
+    take: impl FnOnce(&[&[u8]]) -> T,
+) -> T {
+    let [a, b, c] = service;
+    let protocol = protocol.label();
+    match name {
+        "" => take(&[protocol, a, b, c]),
+        name => take(&[format!("_{name}").as_bytes(), protocol, a, b, c]),
+    }
+}
+
+/// Which of a service's ports are meant.
+#[derive(Clone, Copy)]
+enum PortFilter<'a> {
+    All,
+    Named(Protocol, &'a str),
+}
+
+impl PortFilter<'_> {
+    fn admits(self, port: &Port) -> bool {
+        match self {
+            Self::All => true,
+            Self::Named(protocol, name) => port.protocol == protocol && *port.name == *name,
+        }
+    }
+}
+
+/// What SRV tells of a service (RFC 2782). The priority is always 0.
+#[derive(Debug)]
+pub struct Services<'a> {
+    /// The weight of each record: an equal share of 100, but at least 1, as CoreDNS has it.
+    pub weight: u16,
+    zone: &'a Zone,
+    key: &'a ServiceKey,
+    members: Vec<Member<'a>>,
+}
+
+/// One record: an endpoint, or the service itself, and a port.
+#[derive(Clone, Copy, Debug)]
+struct Member<'a> {
+    label: Option<&'a str>,
+    addresses: &'a AddressSet,
+    port: u16,
+}
+
+impl<'a> Services<'a> {
+    fn new(
+        zone: &'a Zone,
+        key: &'a ServiceKey,
+        places: impl Iterator<Item = (Option<&'a str>, &'a AddressSet, &'a [Port])>,
+        filter: PortFilter<'_>,
+    ) -> Self {
+        let (mut members, mut shares) = (Vec::new(), 0);
+        for (label, addresses, ports) in places {
+            let first = members.len();
+            for port in ports.iter().filter(|port| filter.admits(port)) {
+                shares += addresses.len();
+                let member = Member {
+                    label,
+                    addresses,
+                    port: port.number,
+                };
+                // One record for a number, whatever it is called.
+                if members[first..]
+                    .iter()
+                    .all(|other: &Member<'_>| other.port != port.number)
+                {
+                    members.push(member);
+                }
+            }
+        }
+        let weight = (100 / shares.max(1)).max(1) as u16;
+        Self {
+            weight,
+            zone,
+            key,
+            members,
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// Port, target and the target's addresses of each record. Records of one target follow one another.
+    pub fn iter(&self) -> impl Iterator<Item = (u16, Name, &'a AddressSet)> + '_ {
+        let ServiceKey { namespace, name } = self.key;
+        let service = [name.as_bytes(), namespace.as_bytes(), SVC];
+        self.members.iter().filter_map(move |member| {
+            let label = member.label.map(str::as_bytes);
+            let path: Vec<_> = label.into_iter().chain(service).collect();
+            // A target that is no name is not published either.
+            let target = self.zone.name.descendant(&path).ok()?;
+            Some((member.port, target, member.addresses))
+        })
     }
 }
 
@@ -140,7 +343,7 @@ pub struct Zone {
 }
 
 /// What stays the same from snapshot to snapshot.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct SnapshotConfig {
     /// The zones, each with the same services. Of zones within one another the longest that fits a name answers.
     pub zones: Vec<Name>,
@@ -148,17 +351,40 @@ pub struct SnapshotConfig {
     pub ttl: u32,
     /// The addresses of `ns.dns.<zone>`.
     pub nameservers: Vec<IpAddr>,
+    /// The ranges of which every reverse name is answered with authority.
+    pub reverse: Vec<IpNet>,
+    /// What is answered about pods.
+    pub pods: Pods,
+}
+
+/// What `<address>.<namespace>.pod.<zone>` is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pods {
+    /// No name, as the specification has it since version 1.1.0.
+    #[default]
+    Disabled,
+    /// The address that the name spells, whoever has it.
+    Insecure,
 }
 
 /// What one name holds. A default node is an empty non-terminal: the name exists, and every type is NODATA.
+/// What SRV tells is not in it: see [`Snapshot::services`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     /// Its A and AAAA records.
     pub addresses: AddressSet,
+    /// How many addresses an answer draws; 0: all of them.
+    pub pick: u8,
     /// Whether it is a zone's apex, with SOA and NS.
     pub apex: bool,
-    /// Whether only the fallback knows the whole answer.
-    pub ask_fallback: bool,
+    /// The name that it is an alias of (CNAME). Nothing else stands beside one (RFC 1034, section 3.6.2).
+    pub alias: Option<Name>,
+    /// What its address is called (PTR).
+    pub pointers: Vec<Name>,
+    /// What TXT says.
+    pub text: Option<&'static str>,
+    /// Whether there are names below it that no list holds.
+    pub open: bool,
 }
 
 impl Node {
@@ -169,9 +395,18 @@ impl Node {
         }
     }
 
-    /// How many resource records the name owns, the apex' SOA and NS included.
+    /// How many resource records the name owns, the apex' SOA and NS included, SRV left out.
     pub fn record_count(&self) -> usize {
-        self.addresses.len() + if self.apex { 2 } else { 0 }
+        self.addresses.len()
+            + if self.apex { 2 } else { 0 }
+            + usize::from(self.alias.is_some())
+            + usize::from(self.text.is_some())
+            + self.pointers.len()
+    }
+
+    /// Whether only the fallback can answer for addresses: they are those of another name.
+    pub fn asks_fallback(&self) -> bool {
+        self.alias.is_some()
     }
 }
 
@@ -201,6 +436,13 @@ pub enum Change {
 pub enum Lookup<'a> {
     /// No zone of ours holds the name (nor could any, if it isn't a name at all).
     OutsideZones,
+    /// No zone of ours holds the name, but it is that of an address which is published.
+    Outlying {
+        /// The zone that its pointers lead into.
+        zone: &'a Zone,
+        /// What it holds: pointers.
+        node: Node,
+    },
     /// The name does not exist.
     Absent {
         /// The zone it would be in.
@@ -253,6 +495,7 @@ pub struct Soa {
 pub struct Snapshot {
     fixed: Arc<Fixed>,
     services: OrdMap<ServiceKey, Arc<ServiceRecords>>,
+    publishers: Publishers,
     complete: bool,
     generation: u64,
     serial: u32,
@@ -265,23 +508,33 @@ pub struct Snapshot {
 #[derive(Debug)]
 struct Fixed {
     zones: Vec<Zone>,
+    reverse: Vec<Zone>,
     ttl: u32,
     nameservers: AddressSet,
+    pods: Pods,
 }
 
-/// The most labels that a service's name has below a zone: `<endpoint>.<service>.<namespace>.svc`.
-const DEPTH: usize = 4;
+/// The most labels that a name has below a zone: `_<port>._<proto>.<service>.<namespace>.svc`.
+const DEPTH: usize = 5;
 
 impl Snapshot {
     /// A snapshot from before the first complete set of objects: no name exists yet, and none may be said not to.
     pub fn empty(config: SnapshotConfig) -> Self {
+        let reverse: BTreeSet<_> = config
+            .reverse
+            .into_iter()
+            .flat_map(reverse::zones_of)
+            .collect();
         Self {
             fixed: Arc::new(Fixed {
                 zones: config.zones.into_iter().map(|name| Zone { name }).collect(),
+                reverse: reverse.into_iter().map(|name| Zone { name }).collect(),
                 ttl: config.ttl,
                 nameservers: config.nameservers.into_iter().collect(),
+                pods: config.pods,
             }),
             services: OrdMap::new(),
+            publishers: Publishers::default(),
             complete: false,
             generation: 0,
             serial: 0,
@@ -313,6 +566,13 @@ impl Snapshot {
                 None => next.services.remove(&key),
             };
             touched.insert(key);
+        }
+        for key in &touched {
+            let old = self.services.get(key).map(Arc::as_ref);
+            let new = next.services.get(key).map(Arc::as_ref);
+            if old != new {
+                next.publishers.replace(key, old, new);
+            }
         }
         let mut diff = Diff {
             old: self,
@@ -353,14 +613,63 @@ impl Snapshot {
         let Ok(name) = Folded::new(name) else {
             return Lookup::OutsideZones;
         };
-        let Some((zone, offset)) = self.zone_of(name.as_wire()) else {
-            return Lookup::OutsideZones;
+        let name = name.as_wire();
+        let (zone, node) = if let Some((zone, offset)) = self.zone_of(name) {
+            (&self.fixed.zones[zone], self.node(name, offset))
+        } else if let Some((zone, _)) = closest(&self.fixed.reverse, name) {
+            let zone = &self.fixed.reverse[zone];
+            (zone, self.reverse_node(name, zone))
+        } else {
+            let node = reverse::range_of(name).map(|range| self.pointing(range));
+            return match (node, self.fixed.zones.first()) {
+                (Some(node), Some(zone)) if !node.pointers.is_empty() => {
+                    Lookup::Outlying { zone, node }
+                }
+                _ => Lookup::OutsideZones,
+            };
         };
-        let zone = &self.fixed.zones[zone];
-        match self.node(name.as_wire(), offset) {
+        match node {
             Some(node) => Lookup::Present { zone, node },
             None => Lookup::Absent { zone },
         }
+    }
+
+    /// What SRV tells at a name in wire format and any case; nothing, if it is no service's.
+    pub fn services(&self, name: &[u8]) -> Option<Services<'_>> {
+        let name = Folded::new(name).ok()?;
+        let name = name.as_wire();
+        let (zone, offset) = self.zone_of(name)?;
+        let path: Vec<_> = labels(&name[..offset]).take(DEPTH + 1).collect();
+        let find = |name, namespace| self.services.get_key_value(&KeyRef { namespace, name });
+        let zone = &self.fixed.zones[zone];
+        let ((key, records), filter) = match *path {
+            [endpoint, name, namespace, SVC] => {
+                let (key, records) = find(name, namespace)?;
+                let endpoint = records.endpoint(endpoint)?;
+                let place = (
+                    Some(&*endpoint.label),
+                    &endpoint.addresses,
+                    &*endpoint.ports,
+                );
+                let services = Services::new(zone, key, [place].into_iter(), PortFilter::All);
+                return (!services.is_empty()).then_some(services);
+            }
+            [name, namespace, SVC] => (find(name, namespace)?, PortFilter::All),
+            [port, protocol, name, namespace, SVC] => {
+                let found = find(name, namespace)?;
+                (found, found.1.named(port, protocol)?)
+            }
+            _ => return None,
+        };
+        let services = if records.headless {
+            let endpoints = records.endpoints.iter();
+            let places = endpoints.map(|one| (Some(&*one.label), &one.addresses, &*one.ports));
+            Services::new(zone, key, places, filter)
+        } else {
+            let place = (None, &records.addresses, &*records.ports);
+            Services::new(zone, key, [place].into_iter(), filter)
+        };
+        (!services.is_empty()).then_some(services)
     }
 
     /// Every name of every zone, with its zone's place in [`Snapshot::zones`]; each once, in no promised order.
@@ -421,13 +730,12 @@ impl Snapshot {
         &self.problems
     }
 
-    /// The zone's SOA. A zone so long that `ns.dns` or `hostmaster` doesn't fit below it stands for itself there.
+    /// The zone's SOA. A reverse zone has the name server of the first zone. A zone so long that `ns.dns` or `hostmaster` doesn't fit below it stands for itself there.
     pub fn soa(&self, zone: &Zone) -> Soa {
-        let below = |labels: &[&[u8]]| {
-            zone.name
-                .descendant(labels)
-                .unwrap_or_else(|_| zone.name.clone())
-        };
+        let is_reverse = self.fixed.reverse.contains(zone);
+        let home = self.fixed.zones.first().filter(|_| is_reverse);
+        let home = &home.unwrap_or(zone).name;
+        let below = |labels: &[&[u8]]| home.descendant(labels).unwrap_or_else(|_| home.clone());
         Soa {
             mname: below(&[NS, DNS]),
             rname: below(&[b"hostmaster"]),
@@ -456,10 +764,54 @@ impl Snapshot {
 
     /// The zone that a name in lower case belongs to, and where the zone's own labels begin in it.
     fn zone_of(&self, name: &[u8]) -> Option<(usize, usize)> {
-        let zones = self.fixed.zones.iter().enumerate();
-        zones
-            .filter_map(|(index, zone)| Some((index, offset_of(name, zone.name.as_wire())?)))
-            .min_by_key(|(_, at)| *at)
+        closest(&self.fixed.zones, name)
+    }
+
+    /// What a reverse name in lower case holds, in one of our zones.
+    fn reverse_node(&self, name: &[u8], zone: &Zone) -> Option<Node> {
+        if !self.complete {
+            return None;
+        }
+        let apex = name == zone.name.as_wire();
+        let range = reverse::range_of(name);
+        let node = range.map_or_else(Node::default, |range| self.pointing(range));
+        // RFC 8020: what stands above the name of an address exists.
+        let exists = apex
+            || !node.pointers.is_empty()
+            || range.is_some_and(|range| {
+                range.prefix_len() < range.max_prefix_len()
+                    && self.publishers.within(range).next().is_some()
+            });
+        exists.then_some(Node { apex, ..node })
+    }
+
+    /// The names of an address, which is a range of one; nothing of a larger range. Where an address is a service's
+    /// own, it is called after that alone.
+    fn pointing(&self, range: IpNet) -> Node {
+        let mut node = Node::default();
+        if range.prefix_len() < range.max_prefix_len() {
+            return node;
+        }
+        let Some(zone) = self.fixed.zones.first() else {
+            return node;
+        };
+        for publisher in self.publishers.within(range) {
+            let Some(records) = self.services.get(&*publisher.service) else {
+                continue;
+            };
+            let ServiceKey { namespace, name } = &*publisher.service;
+            let service = [name.as_bytes(), namespace.as_bytes(), SVC];
+            if publisher.hostname.is_none() && !records.headless {
+                node.pointers = zone.name.descendant(&service).into_iter().collect();
+                break;
+            }
+            let generated = generated_label(range.addr());
+            let label = publisher.hostname.as_deref().unwrap_or(&generated);
+            let [a, b, c] = service;
+            node.pointers
+                .extend(zone.name.descendant(&[label.as_bytes(), a, b, c]));
+        }
+        node
     }
 
     /// What a name in lower case holds; its zone begins at `offset`.
@@ -487,15 +839,56 @@ impl Snapshot {
                 ..Node::default()
             }),
             [SVC] | [DNS] => Some(Node::default()),
+            [POD] => Some(Node {
+                open: self.fixed.pods != Pods::Disabled,
+                ..Node::default()
+            }),
+            [VERSION] => Some(Node {
+                text: Some(SCHEMA_VERSION),
+                ..Node::default()
+            }),
             [NS, DNS] => Some(Node::holding(&self.fixed.nameservers)),
             [namespace, SVC] => self.has_namespace(namespace).then(Node::default),
+            [namespace, POD] => self.has_pods(namespace).then(Node::default),
             [name, namespace, SVC] => self.services.get(&KeyRef { namespace, name })?.node(),
-            [endpoint, name, namespace, SVC] => self
-                .services
-                .get(&KeyRef { namespace, name })?
-                .endpoint(endpoint),
+            [address, namespace, POD] => self.pod(address, namespace),
+            [label, name, namespace, SVC] => {
+                let records = self.services.get(&KeyRef { namespace, name })?;
+                match Protocol::of_label(label) {
+                    Some(protocol) => {
+                        let mut ports = records.ports.iter();
+                        let is_above =
+                            |port: &Port| port.protocol == protocol && !port.name.is_empty();
+                        ports.any(is_above).then(Node::default)
+                    }
+                    None => Some(records.holding(&records.endpoint(label)?.addresses)),
+                }
+            }
+            [port, protocol, name, namespace, SVC] => {
+                let records = self.services.get(&KeyRef { namespace, name })?;
+                records.named(port, protocol).map(|_| Node::default())
+            }
             _ => None,
         }
+    }
+
+    /// Whether pods of the namespace have names. Of namespaces without services nothing is known, so that any may be
+    /// one.
+    fn has_pods(&self, namespace: &[u8]) -> bool {
+        self.fixed.pods == Pods::Insecure && str::from_utf8(namespace).is_ok_and(is_label)
+    }
+
+    /// The pod of an address, which is spelled with dashes instead of dots or colons.
+    fn pod(&self, address: &[u8], namespace: &[u8]) -> Option<Node> {
+        if !self.has_pods(namespace) {
+            return None;
+        }
+        let text = str::from_utf8(address).ok()?;
+        let address: IpAddr = match text.replace('-', ".").parse::<Ipv4Addr>() {
+            Ok(address) => address.into(),
+            Err(_) => text.replace('-', ":").parse::<Ipv6Addr>().ok()?.into(),
+        };
+        Some(Node::holding(&AddressSet::from_iter([address])))
     }
 
     fn has_namespace(&self, namespace: &[u8]) -> bool {
@@ -520,7 +913,7 @@ impl Snapshot {
     fn fixed_names(&self) -> Vec<(usize, Name, Node)> {
         let mut names = Vec::new();
         for (index, zone) in self.fixed.zones.iter().enumerate() {
-            for path in [&[][..], &[SVC], &[DNS], &[NS, DNS]] {
+            for path in [&[][..], &[SVC], &[POD], &[VERSION], &[DNS], &[NS, DNS]] {
                 if let (Some(node), Ok(name)) = (self.held(path), zone.name.descendant(path))
                     && self.is_own(index, &name)
                 {
@@ -563,18 +956,31 @@ impl Snapshot {
             let service = vec![key.name.as_bytes(), key.namespace.as_bytes(), SVC];
             let endpoints = records.endpoints.iter().map({
                 let service = service.clone();
-                move |(label, addresses)| {
-                    let path = [&[label.as_bytes()], &service[..]].concat();
-                    (path, Node::holding(addresses))
+                move |endpoint| {
+                    let path = [&[endpoint.label.as_bytes()], &service[..]].concat();
+                    (path, records.holding(&endpoint.addresses))
                 }
             });
             let service = records.node().map(|node| (service, node));
             namespace.into_iter().chain(service).chain(endpoints)
         });
-        services.filter_map(move |(path, node)| {
+        let services = services.filter_map(move |(path, node)| {
             let name = descendant(&self.fixed.zones[zone].name, &path).ok()?;
-            self.is_own(zone, &name).then_some((zone, name, node))
-        })
+            Some((name, node))
+        });
+        let ports = self.services.iter().flat_map(move |(key, records)| {
+            let service = [key.name.as_bytes(), key.namespace.as_bytes(), SVC];
+            let apex = &self.fixed.zones[zone].name;
+            let names = records.port_names().into_iter();
+            names.filter_map(move |port| {
+                let name = with_port_path(port, service, |path| descendant(apex, path)).ok()?;
+                Some((name, Node::default()))
+            })
+        });
+        services
+            .chain(ports)
+            .filter(move |(name, _)| self.is_own(zone, name))
+            .map(move |(name, node)| (zone, name, node))
     }
 
     /// Whether no longer zone takes a name from this one.
@@ -586,9 +992,22 @@ impl Snapshot {
     }
 }
 
+/// The version of the specification (`TXT` of `dns-version.<zone>`).
+const SCHEMA_VERSION: &str = "1.1.0";
+
 const SVC: &[u8] = b"svc";
+const POD: &[u8] = b"pod";
+const VERSION: &[u8] = b"dns-version";
 const DNS: &[u8] = b"dns";
 const NS: &[u8] = b"ns";
+
+/// The longest of some zones that a name in lower case belongs to, and where its own labels begin in the name.
+fn closest(zones: &[Zone], name: &[u8]) -> Option<(usize, usize)> {
+    let zones = zones.iter().enumerate();
+    zones
+        .filter_map(|(index, zone)| Some((index, offset_of(name, zone.name.as_wire())?)))
+        .min_by_key(|(_, at)| *at)
+}
 
 /// The name of a path that objects asked for. They write their names in lower case; one that doesn't could never be
 /// found, because queries are folded.
@@ -614,21 +1033,35 @@ struct Diff<'a> {
 
 impl Diff<'_> {
     fn service(&mut self, key: &ServiceKey) {
-        const NONE: &[(Box<str>, AddressSet)] = &[];
-        let (old, new) = (self.old.services.get(key), self.new.services.get(key));
+        let nothing = ServiceRecords::default();
+        let [old, new] = [self.old, self.new].map(|of| of.services.get(key).map(Arc::as_ref));
         if old == new {
             return;
         }
         let path = [key.name.as_bytes(), key.namespace.as_bytes(), SVC];
         self.at(key, &path);
-        let old = old.map_or(NONE, |records| &records.endpoints);
-        let new = new.map_or(NONE, |records| &records.endpoints);
+        let (old, new) = (old.unwrap_or(&nothing), new.unwrap_or(&nothing));
+        let [a, b, c] = path;
         debug_assert!(
-            new.is_sorted_by(|(a, _), (b, _)| a < b),
+            new.endpoints.is_sorted_by(|a, b| a.label < b.label),
             "{key}: endpoints out of order"
         );
-        for label in differing(old, new) {
-            self.at(key, &[label.as_bytes(), path[0], path[1], path[2]]);
+        // Answers of every name draw as many.
+        let labels: BTreeSet<_> = if old.pick == new.pick {
+            let changed = differing(&old.endpoints, &new.endpoints);
+            changed
+                .filter_map(|(old, new)| old.or(new))
+                .map(|one| &*one.label)
+                .collect()
+        } else {
+            let all = old.endpoints.iter().chain(&new.endpoints);
+            all.map(|one| &*one.label).collect()
+        };
+        for label in labels {
+            self.at(key, &[label.as_bytes(), a, b, c]);
+        }
+        for &port in old.port_names().symmetric_difference(&new.port_names()) {
+            with_port_path(port, path, |path| self.at(key, path));
         }
     }
 
@@ -682,11 +1115,11 @@ impl Diff<'_> {
     }
 }
 
-/// The labels that only one of two sorted lists holds, or that they hold with different addresses.
-fn differing<'a>(
-    old: &'a [(Box<str>, AddressSet)],
-    new: &'a [(Box<str>, AddressSet)],
-) -> impl Iterator<Item = &'a str> {
+/// The endpoints that only one of two sorted lists holds, or that they hold otherwise: old and new.
+pub(crate) fn differing<'a>(
+    old: &'a [Endpoint],
+    new: &'a [Endpoint],
+) -> impl Iterator<Item = (Option<&'a Endpoint>, Option<&'a Endpoint>)> {
     let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
     std::iter::from_fn(move || {
         loop {
@@ -694,13 +1127,13 @@ fn differing<'a>(
                 (None, None) => return None,
                 (Some(_), None) => Ordering::Less,
                 (None, Some(_)) => Ordering::Greater,
-                (Some((a, _)), Some((b, _))) => a.cmp(b),
+                (Some(a), Some(b)) => a.label.cmp(&b.label),
             };
             match order {
-                Ordering::Less => return old.next().map(|(label, _)| &**label),
-                Ordering::Greater => return new.next().map(|(label, _)| &**label),
+                Ordering::Less => return Some((old.next(), None)),
+                Ordering::Greater => return Some((None, new.next())),
                 Ordering::Equal => match (old.next(), new.next()) {
-                    (Some((label, a)), Some((_, b))) if a != b => return Some(label),
+                    (a, b) if a != b => return Some((a, b)),
                     _ => {}
                 },
             }
@@ -736,7 +1169,24 @@ mod tests {
             zones: zones.iter().map(|zone| name(zone)).collect(),
             ttl: 5,
             nameservers: vec!["fd00::53".parse().unwrap()],
+            ..SnapshotConfig::default()
         })
+    }
+
+    fn port(protocol: Protocol, name: &str, number: u16) -> Port {
+        Port {
+            protocol,
+            name: name.into(),
+            number,
+        }
+    }
+
+    fn endpoint(label: &str, addresses: &[&str], ports: &[Port]) -> Endpoint {
+        Endpoint {
+            label: label.into(),
+            addresses: set(addresses),
+            ports: ports.into(),
+        }
     }
 
     fn records(addresses: &[&str], endpoints: &[(&str, &[&str])]) -> ServiceRecords {
@@ -744,8 +1194,10 @@ mod tests {
             addresses: set(addresses),
             endpoints: endpoints
                 .iter()
-                .map(|(label, addresses)| ((*label).into(), set(addresses)))
+                .map(|(label, addresses)| endpoint(label, addresses, &[]))
                 .collect(),
+            headless: true,
+            ..ServiceRecords::default()
         }
     }
 
@@ -756,7 +1208,7 @@ mod tests {
     /// What the snapshot says of a name: the outer `None` for one outside its zones.
     fn lookup(snapshot: &Snapshot, text: &str) -> Option<Option<Node>> {
         match snapshot.lookup(name(text).as_wire()) {
-            Lookup::OutsideZones => None,
+            Lookup::Outlying { .. } | Lookup::OutsideZones => None,
             Lookup::Absent { .. } => Some(None),
             Lookup::Present { node, .. } => Some(Some(node)),
         }
@@ -791,8 +1243,10 @@ mod tests {
         assert!(snapshot.complete());
         let fixed = [
             "+cluster.local.",
+            "+dns-version.cluster.local.",
             "+dns.cluster.local.",
             "+ns.dns.cluster.local.",
+            "+pod.cluster.local.",
             "+svc.cluster.local.",
         ];
         assert_eq!(summary(&changes), fixed);
@@ -805,7 +1259,7 @@ mod tests {
             lookup(&snapshot, "ns.dns.cluster.local"),
             Some(node(&["fd00::53"]))
         );
-        assert_eq!((snapshot.name_count(), snapshot.record_count()), (4, 3));
+        assert_eq!((snapshot.name_count(), snapshot.record_count()), (6, 4));
         assert_eq!(
             (snapshot.generation(), snapshot.serial()),
             (1, START as u32)
@@ -880,7 +1334,7 @@ mod tests {
 
         let (fifth, changes) = fourth.with(vec![(key, None)], at(START));
         assert_eq!(summary(&changes), ["-shop.svc.cluster.local."]);
-        assert_eq!((fifth.name_count(), fifth.record_count()), (4, 3));
+        assert_eq!((fifth.name_count(), fifth.record_count()), (6, 4));
         assert_eq!(fifth.generation(), 5);
     }
 
@@ -991,12 +1445,33 @@ mod tests {
             "0123456789012345678901234567890123456789",
         ]);
         let endpoints = prop::collection::btree_map(label, addresses.clone(), 0..4);
-        let records = (addresses, endpoints).prop_map(|(addresses, endpoints)| ServiceRecords {
-            addresses: set(&addresses),
-            endpoints: endpoints
-                .into_iter()
-                .map(|(label, addresses)| (label.into(), set(&addresses)))
-                .collect(),
+        let named = (
+            prop::sample::select(vec![Protocol::Tcp, Protocol::Udp]),
+            prop::sample::select(vec!["", "http", "dns"]),
+        );
+        let ports = prop::collection::btree_set(named, 0..3);
+        let alias = prop::option::weighted(0.1, Just(name("example.com")));
+        let parts = (addresses, endpoints, ports, any::<bool>(), alias, 0..2_u8);
+        let records = parts.prop_map(|(addresses, endpoints, ports, headless, alias, pick)| {
+            let ports: Vec<_> = ports
+                .iter()
+                .map(|&(protocol, name)| port(protocol, name, 80))
+                .collect();
+            let endpoints = endpoints.iter();
+            ServiceRecords {
+                addresses: set(&addresses),
+                endpoints: endpoints
+                    .map(|(label, addresses)| endpoint(label, addresses, &ports))
+                    .collect(),
+                ports: if addresses.is_empty() {
+                    [].into()
+                } else {
+                    ports.clone().into()
+                },
+                headless,
+                alias,
+                pick,
+            }
         });
         let key = (
             prop::sample::select(vec!["a", "b", "Odd"]),
@@ -1044,6 +1519,11 @@ mod tests {
                 prop_assert_eq!(&listed.into_iter().collect::<BTreeMap<_, _>>(), &names);
                 let records: usize = names.values().map(|(_, node)| node.record_count()).sum();
                 prop_assert_eq!(snapshot.record_count(), records);
+                let mut publishers = Publishers::default();
+                for (key, records) in &snapshot.services {
+                    publishers.replace(key, None, Some(records));
+                }
+                prop_assert_eq!(&snapshot.publishers, &publishers);
                 for (name, (zone, node)) in &names {
                     let found = Lookup::Present { zone: &snapshot.zones()[*zone], node: node.clone() };
                     prop_assert_eq!(snapshot.lookup(&name.as_wire().to_ascii_uppercase()), found, "{}", name);

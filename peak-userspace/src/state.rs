@@ -220,7 +220,8 @@ impl State {
                 use crate::snapshot::Lookup;
                 matches!(
                     snapshot.lookup(name.as_wire()),
-                    Lookup::Present { node, .. } if node.addresses == held.addresses
+                    Lookup::Present { node, .. }
+                        if node.addresses == held.addresses && !node.asks_fallback()
                 )
             });
         Ok(LookupResult {

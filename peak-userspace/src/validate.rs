@@ -7,7 +7,10 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use crate::records::{Family, HEADLESS, SERVICE_NAME_LABEL, cluster_ips, is_headless, is_label};
+use crate::records::{
+    ANSWERS_ANNOTATION, Family, HEADLESS, SERVICE_NAME_LABEL, answers_annotation, cluster_ips,
+    external_name, is_headless, is_label, pick, protocol_of,
+};
 
 /// How much harm a problem does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -66,6 +69,12 @@ pub fn service(service: &Service) -> Vec<Problem> {
         Some(name) => problems.extend(label("metadata.name", name)),
     }
     problems.extend(namespace(&service.metadata));
+    if let Some(Err(message)) = answers_annotation(service).map(pick) {
+        problems.push(warning(
+            format!("metadata.annotations.{ANSWERS_ANNOTATION}"),
+            format!("{message}: the agent's default applies"),
+        ));
+    }
     let Some(spec) = &service.spec else {
         problems.push(warning(
             "spec",
@@ -76,10 +85,8 @@ pub fn service(service: &Service) -> Vec<Problem> {
     match spec.type_.as_deref() {
         None | Some("ClusterIP" | "NodePort" | "LoadBalancer") => {}
         Some("ExternalName") => {
-            problems.push(warning(
-                "spec.type",
-                "ExternalName is not answered yet: the name does not exist",
-            ));
+            let wrong = external_name(spec).err();
+            problems.extend(wrong.map(|message| warning("spec.externalName", message)));
             return problems;
         }
         Some(other) => problems.push(error(
@@ -111,9 +118,47 @@ pub fn service(service: &Service) -> Vec<Problem> {
             ));
         }
     }
+    for (index, port) in spec.ports.iter().flatten().enumerate() {
+        let field = format!("spec.ports[{index}]");
+        let (protocol, name) = (port.protocol.as_deref(), port.name.as_deref());
+        problems.extend(self::port(&field, protocol, name, Some(port.port)));
+    }
     if first.is_none() {
         let message = "is missing: nothing is answered for the service's own name (\"None\" makes it headless)";
         problems.push(warning("spec.clusterIP", message));
+    }
+    problems
+}
+
+/// What is wrong with a port: such ones have no SRV record, or none by name.
+fn port(
+    field: &str,
+    protocol: Option<&str>,
+    name: Option<&str>,
+    number: Option<i32>,
+) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if let Some(name) = name.filter(|name| !name.is_empty()) {
+        let field = format!("{field}.name");
+        problems.extend(label(&field, name));
+        // RFC 2782: an underscore stands in front of the name, in one label.
+        if is_label(name) && name.len() == crate::name::MAX_LABEL {
+            let message = "takes 63 bytes: with its underscore it is no label, and SRV does not tell of it by name";
+            problems.push(warning(field, message));
+        }
+    }
+    if protocol_of(protocol).is_none() {
+        let message = format!(
+            "{:?} is none of TCP, UDP and SCTP",
+            protocol.unwrap_or_default()
+        );
+        problems.push(error(format!("{field}.protocol"), message));
+    }
+    if number.is_some_and(|number| !(1..=i32::from(u16::MAX)).contains(&number)) {
+        problems.push(error(
+            format!("{field}.port"),
+            "is no number from 1 to 65535",
+        ));
     }
     problems
 }
@@ -164,6 +209,11 @@ pub fn endpoint_slice(slice: &EndpointSlice) -> Vec<Problem> {
             return problems;
         }
     };
+    for (index, port) in slice.ports.iter().flatten().enumerate() {
+        let field = format!("ports[{index}]");
+        let (protocol, name) = (port.protocol.as_deref(), port.name.as_deref());
+        problems.extend(self::port(&field, protocol, name, port.port));
+    }
     for (index, endpoint) in slice.endpoints.iter().flatten().enumerate() {
         let field = format!("endpoints[{index}]");
         if endpoint.addresses.is_empty() {
@@ -264,8 +314,26 @@ mod tests {
         );
         assert_eq!(
             of_service(name.clone(), json!({"type": "ExternalName"})),
-            ["Warning spec.type"]
+            ["Warning spec.externalName"]
         );
+        let external = json!({"type": "ExternalName", "externalName": "example.com"});
+        assert_eq!(of_service(name.clone(), external), [""; 0]);
+        let odd = json!({"name": "web", "annotations": {ANSWERS_ANNOTATION: "some"}});
+        assert_eq!(
+            of_service(odd, json!({"clusterIP": "None"})),
+            ["Warning metadata.annotations.peak/answers"]
+        );
+        let ports = json!({"clusterIP": "None", "ports": [
+            {"name": "http", "port": 80}, {"port": 0}, {"name": "a.b", "port": 1, "protocol": "QUIC"},
+            {"name": "p".repeat(63), "port": 1},
+        ]});
+        let expected = [
+            "Error spec.ports[1].port",
+            "Error spec.ports[2].name",
+            "Error spec.ports[2].protocol",
+            "Warning spec.ports[3].name",
+        ];
+        assert_eq!(of_service(name.clone(), ports), expected);
         assert_eq!(
             of_service(name.clone(), json!({"type": "x", "clusterIP": "None"})),
             ["Error spec.type"]

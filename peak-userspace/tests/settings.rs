@@ -13,7 +13,7 @@ use peak_userspace::{
 const README: &str = include_str!("../../README.md");
 
 /// Three values of each setting: typed, of the environment, of the file.
-const VALUES: [(&str, [&str; 3]); 14] = [
+const VALUES: [(&str, [&str; 3]); 18] = [
     ("manifests", ["/typed", "/environment", "/file"]),
     ("kubeconfig", ["/typed", "/environment", "/file"]),
     ("context", ["typed", "environment", "file"]),
@@ -28,6 +28,10 @@ const VALUES: [(&str, [&str; 3]); 14] = [
     ),
     ("forward-for", ["fd00:1::/32", "fd00:2::/32", "fd00:3::/32"]),
     ("ttl", ["1", "2", "3"]),
+    ("reverse", ["fd00:1::/32", "fd00:2::/32", "fd00:3::/32"]),
+    ("pods", ["insecure", "disabled", "insecure"]),
+    ("answers", ["one", "2", "3"]),
+    ("serving-terminating", ["true", "false", "true"]),
     ("admin", ["/typed", "/environment", "/file"]),
     ("metrics", ["[::1]:1", "[::1]:2", "[::1]:3"]),
     ("log-one-in", ["1", "2", "3"]),

@@ -112,17 +112,15 @@ impl<M: Memory> Table<M> {
     }
 
     fn set(&mut self, snapshot: &Snapshot, zone: usize, name: &Name, node: &Node) {
-        let flags = if node.ask_fallback {
-            RecordHead::ASK_FALLBACK
-        } else {
-            0
-        };
+        let flag = |is_set, flag| if is_set { flag } else { 0 };
+        let flags = flag(node.asks_fallback(), RecordHead::ASK_FALLBACK)
+            | flag(node.open, RecordHead::SUBTREE);
         let record = NodeRecord {
             addresses: node.addresses.clone(),
             ttl: snapshot.ttl(),
             zone: self.places[zone],
             flags,
-            pick: 0,
+            pick: node.pick,
         };
         self.writer.set(name, &record);
     }
@@ -233,7 +231,9 @@ mod tests {
     use super::*;
     use crate::{
         dataplane::memory::{HostMemory, HostTables},
-        snapshot::{AddressSet, ServiceKey, ServiceRecords, SnapshotConfig},
+        snapshot::{
+            AddressSet, Endpoint, Pods, Port, Protocol, ServiceKey, ServiceRecords, SnapshotConfig,
+        },
     };
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -254,6 +254,7 @@ mod tests {
             zones: zones.iter().map(|zone| name(zone)).collect(),
             ttl: 5,
             nameservers: vec![SERVER.parse().unwrap()],
+            ..SnapshotConfig::default()
         })
     }
 
@@ -268,8 +269,13 @@ mod tests {
         let records = ServiceRecords {
             addresses: set(addresses),
             endpoints: endpoints
-                .map(|(i, address)| (format!("pod-{i}").into(), set(&[address])))
+                .map(|(i, address)| Endpoint {
+                    label: format!("pod-{i}").into(),
+                    addresses: set(&[address]),
+                    ports: [].into(),
+                })
                 .collect(),
+            ..ServiceRecords::default()
         };
         (ServiceKey::new("shop", "web"), Some(records))
     }
@@ -372,7 +378,7 @@ mod tests {
                 let (zone, node) = match snapshot.lookup(name.as_wire()) {
                     Lookup::Present { zone, node } => (zone, Some(node)),
                     Lookup::Absent { zone } => (zone, None),
-                    Lookup::OutsideZones => panic!("{name} is in a zone"),
+                    Lookup::Outlying { .. } | Lookup::OutsideZones => panic!("{name} is in a zone"),
                 };
                 let wanted: Vec<IpAddr> = match (&node, query_type) {
                     (None, _) => Vec::new(),
@@ -436,7 +442,7 @@ mod tests {
             let v4 = |i| IpAddr::from(Ipv4Addr::from_bits(0x0a00_0100 | i));
             let records = ServiceRecords {
                 addresses: (1..=count as u32).flat_map(|i| [v6(i), v4(i)]).collect(),
-                endpoints: [].into(),
+                ..ServiceRecords::default()
             };
             let web = (ServiceKey::new("shop", "web"), Some(records));
             let (next, _) = snapshot.with(vec![web], now());
@@ -518,6 +524,99 @@ mod tests {
         table.set_recursion_available(true);
         let (_, reply) = query(&tables, &apex, QueryType::A);
         assert!(reply.unwrap().metadata.recursion_available);
+    }
+
+    /// What only the fallback can answer is neither denied nor answered by the kernel; all around it is.
+    #[test]
+    fn what_only_the_fallback_knows_is_left_to_it() {
+        let first = Snapshot::empty(SnapshotConfig {
+            zones: vec![name("cluster.local")],
+            ttl: 5,
+            pods: Pods::Insecure,
+            ..SnapshotConfig::default()
+        });
+        let (mut table, tables) = table(&first);
+        let alias = ServiceRecords {
+            alias: Some(name("example.com")),
+            ..ServiceRecords::default()
+        };
+        let cart = ServiceRecords {
+            addresses: ["fd00::1".parse::<IpAddr>().unwrap()].into_iter().collect(),
+            ports: [Port {
+                protocol: Protocol::Tcp,
+                name: "http".into(),
+                number: 80,
+            }]
+            .into(),
+            ..ServiceRecords::default()
+        };
+        let services = vec![
+            (ServiceKey::new("shop", "alias"), Some(alias.clone())),
+            (ServiceKey::new("shop", "cart"), Some(cart)),
+        ];
+        let (second, changes) = first.with(services, now());
+        table.apply(&second, &changes);
+        let ask = Verdict::Passed(PassReason::AskFallback);
+        let answered = |outcome| Verdict::Answered(QueryType::A, outcome);
+        let cases = [
+            ("alias.shop.svc", ask),
+            ("x.alias.shop.svc", answered(Outcome::NxDomain)),
+            ("_http._tcp.cart.shop.svc", answered(Outcome::NoData)),
+            ("_tcp.cart.shop.svc", answered(Outcome::NoData)),
+            ("_udp.cart.shop.svc", answered(Outcome::NxDomain)),
+            ("_x._tcp.cart.shop.svc", answered(Outcome::NxDomain)),
+            ("dns-version", answered(Outcome::NoData)),
+            ("www.example.com.shop.svc", answered(Outcome::NxDomain)),
+            ("pod", answered(Outcome::NoData)),
+            ("shop.pod", ask),
+            ("10-1-2-3.shop.pod", ask),
+            ("a.b.c.d.pod", ask),
+            ("pods", answered(Outcome::NxDomain)),
+        ];
+        for (path, verdict) in cases {
+            let name = name(&format!("{path}.cluster.local"));
+            assert_eq!(query(&tables, &name, QueryType::A).0, verdict, "{path}");
+        }
+        // It becomes a service like others, and an alias again.
+        let (third, changes) = second.with(
+            vec![(
+                ServiceKey::new("shop", "alias"),
+                Some(ServiceRecords::default()),
+            )],
+            now(),
+        );
+        table.apply(&third, &changes);
+        let alias_name = name("alias.shop.svc.cluster.local");
+        let verdict = |tables: &HostTables| query(tables, &alias_name, QueryType::A).0;
+        assert_eq!(verdict(&tables), answered(Outcome::NxDomain));
+        let (fourth, changes) =
+            third.with(vec![(ServiceKey::new("shop", "alias"), Some(alias))], now());
+        table.apply(&fourth, &changes);
+        assert_eq!(verdict(&tables), ask);
+    }
+
+    #[test]
+    fn the_kernel_draws_as_many_as_the_service_wants() {
+        let first = empty(&["cluster.local"]);
+        let (mut table, tables) = table(&first);
+        let (key, records) = web(&["fd00::1", "fd00::2", "fd00::3", "10.0.0.1"]);
+        let service = name("web.shop.svc.cluster.local");
+        let mut snapshot = first;
+        for (pick, given) in [(1, 1), (2, 2), (9, 3), (0, 3)] {
+            let records = records
+                .clone()
+                .map(|records| ServiceRecords { pick, ..records });
+            let (next, changes) = snapshot.with(vec![(key.clone(), records)], now());
+            table.apply(&next, &changes);
+            snapshot = next;
+            let reply = query(&tables, &service, QueryType::Aaaa).1.unwrap();
+            assert_eq!(reply.answers.len(), given, "{pick}");
+            // The draw is a half: the ring begins at the second of three.
+            assert_eq!(
+                reply.answers[0].data.ip_addr().unwrap(),
+                "fd00::2".parse::<IpAddr>().unwrap()
+            );
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use domain::{
         message_builder::{AdditionalBuilder, AnswerBuilder, HashCompressor},
         record::ComposeRecord,
     },
-    rdata::{A, Aaaa, Ns, Soa},
+    rdata::{A, Aaaa, Cname, Ns, Ptr, Soa, Srv, Txt},
 };
 use ipnet::IpNet;
 
@@ -19,11 +19,13 @@ use super::{
 };
 use crate::{
     name,
-    snapshot::{self, Lookup, Node, Snapshot, Zone},
+    snapshot::{self, AddressSet, Lookup, Node, Services, Snapshot, Zone},
 };
 
 /// The bytes of an OPT record without options.
 const OPT_LENGTH: usize = 11;
+/// The most aliases that are followed for one question.
+const MAX_CHAIN: usize = 8;
 
 /// What is done for names outside the zones.
 #[derive(Clone, Debug, Default)]
@@ -114,6 +116,11 @@ pub struct Forward {
     pub(super) limit: usize,
     /// The place of the domain in [`Policy::domains`].
     pub(super) route: usize,
+    /// The aliases that lead from the name that was asked to the one that the upstream is asked about: what each
+    /// stands for, in order.
+    pub(super) chain: Vec<name::Name>,
+    /// The TTL of the aliases, in seconds.
+    pub(super) chain_ttl: u32,
 }
 
 /// Decides about one message. `draw` is a random number, by which a name's addresses are rotated.
@@ -141,16 +148,32 @@ pub fn answer(
     {
         Err(rcode) => Reaction::Reply(writer.refusal(rcode)),
         Ok(Decision::Forward(forward)) => Reaction::Forward(forward),
-        Ok(Decision::Zone(zone, question, node)) => {
-            Reaction::Reply(writer.authoritative(snapshot, zone, question, node, draw))
-        }
+        Ok(Decision::Zone(found)) => Reaction::Reply(writer.authoritative(snapshot, &found, draw)),
     }
 }
 
 enum Decision<'a> {
-    /// The zone answers; without a node the name does not exist.
-    Zone(&'a Zone, Question<'a>, Option<Node>),
+    /// The zone answers.
+    Zone(Found<'a>),
     Forward(Forward),
+}
+
+/// What the zones say of a question.
+struct Found<'a> {
+    question: Question<'a>,
+    /// The zone of the last name.
+    zone: &'a Zone,
+    /// What each alias on the way stands for, in order.
+    chain: Vec<name::Name>,
+    end: End,
+}
+
+/// What the last name of a chain of aliases is, or the only name.
+enum End {
+    Present(Node),
+    Absent,
+    /// Nobody here can tell: it is outside the zones, or an alias on the way to itself.
+    Unknown,
 }
 
 fn decide<'a>(
@@ -170,58 +193,119 @@ fn decide<'a>(
     if matches!(question.qtype, Rtype::AXFR | Rtype::IXFR) {
         return Err(OptRcode::REFUSED);
     }
-    let (zone, node) = match snapshot.lookup(question.name.as_slice()) {
-        Lookup::OutsideZones => {
-            // RFC 5358, section 4: recursion is not for everybody.
-            if !policy.admits(client) {
-                return Err(OptRcode::REFUSED);
+    let mut chain: Vec<name::Name> = Vec::new();
+    let mut last_zone = None;
+    loop {
+        let name = chain
+            .last()
+            .map_or(question.name.as_slice(), name::Name::as_wire);
+        let (zone, node) = match snapshot.lookup(name) {
+            Lookup::Present { zone, node } => (zone, Some(node)),
+            Lookup::Absent { zone } => (zone, None),
+            Lookup::Outlying { zone, node }
+                if matches!(question.qtype, Rtype::PTR | Rtype::ANY) =>
+            {
+                (zone, Some(node))
             }
-            let folded =
-                name::Name::from_wire(question.name.as_slice()).map_err(|_| OptRcode::FORMERR)?;
-            let route = policy.route(&folded).ok_or(OptRcode::REFUSED)?;
-            return Ok(Decision::Forward(Forward {
-                id: query.header.id(),
-                name: question.name.as_slice().into(),
-                folded,
-                qtype: question.qtype.to_int(),
-                recursion_desired: query.header.rd(),
-                checking_disabled: query.header.cd(),
-                authentic_data: query.header.ad(),
-                edns: query.edns,
-                limit: query.limit(transport),
-                route,
-            }));
+            Lookup::Outlying { .. } | Lookup::OutsideZones => {
+                let folded = name::Name::from_wire(name).map_err(|_| OptRcode::FORMERR)?;
+                // RFC 5358, section 4: recursion is not for everybody.
+                let route = policy.route(&folded).filter(|_| policy.admits(client));
+                return match (route, last_zone) {
+                    // RFC 1034, section 4.3.2: without recursion, an alias alone is the answer.
+                    (route, Some(zone)) if route.is_none() || !query.header.rd() => {
+                        let end = End::Unknown;
+                        Ok(Decision::Zone(Found {
+                            question,
+                            zone,
+                            chain,
+                            end,
+                        }))
+                    }
+                    (None, _) => Err(OptRcode::REFUSED),
+                    (Some(route), _) => Ok(Decision::Forward(Forward {
+                        id: query.header.id(),
+                        name: question.name.as_slice().into(),
+                        folded,
+                        qtype: question.qtype.to_int(),
+                        recursion_desired: query.header.rd(),
+                        checking_disabled: query.header.cd(),
+                        authentic_data: query.header.ad(),
+                        edns: query.edns,
+                        limit: query.limit(transport),
+                        route,
+                        chain,
+                        chain_ttl: snapshot.ttl(),
+                    })),
+                };
+            }
+        };
+        // Before the first complete snapshot, nothing may be said not to exist.
+        if !snapshot.complete() {
+            return Err(OptRcode::SERVFAIL);
         }
-        Lookup::Present { zone, node } => (zone, Some(node)),
-        Lookup::Absent { zone } => (zone, None),
-    };
-    // Before the first complete snapshot, nothing may be said not to exist.
-    if !snapshot.complete() {
-        return Err(OptRcode::SERVFAIL);
+        // RFC 1034, section 3.6.2: an alias answers for the name it stands for, unless it is asked for itself.
+        let alias = node.as_ref().and_then(|node| node.alias.as_ref());
+        let end = match alias.filter(|_| !matches!(question.qtype, Rtype::CNAME | Rtype::ANY)) {
+            Some(target) => {
+                let asked = question
+                    .name
+                    .as_slice()
+                    .eq_ignore_ascii_case(target.as_wire());
+                let circle = asked || chain.contains(target);
+                chain.push(target.clone());
+                last_zone = Some(zone);
+                if !circle && chain.len() < MAX_CHAIN {
+                    continue;
+                }
+                End::Unknown
+            }
+            None => node.map_or(End::Absent, End::Present),
+        };
+        return Ok(Decision::Zone(Found {
+            question,
+            zone,
+            chain,
+            end,
+        }));
     }
-    Ok(Decision::Zone(zone, question, node))
 }
 
 /// What an existing name answers to a type.
 enum RrSet<'a> {
     A(&'a Node),
     Aaaa(&'a Node),
+    Cname(&'a name::Name),
+    Ptr(&'a [name::Name]),
+    Srv(Services<'a>),
+    Txt(&'static str),
     Soa,
     Ns,
 }
 
 impl<'a> RrSet<'a> {
-    fn select(node: &'a Node, qtype: Rtype) -> Option<Self> {
+    fn select(snapshot: &'a Snapshot, name: &[u8], node: &'a Node, qtype: Rtype) -> Option<Self> {
         let v4 = (!node.addresses.v4.is_empty()).then_some(Self::A(node));
         let v6 = (!node.addresses.v6.is_empty()).then_some(Self::Aaaa(node));
+        let cname = node.alias.as_ref().map(Self::Cname);
+        let ptr = (!node.pointers.is_empty()).then_some(Self::Ptr(&node.pointers));
+        let txt = node.text.map(Self::Txt);
+        let srv = || snapshot.services(name).map(Self::Srv);
         let apex = |set| node.apex.then_some(set);
         match qtype {
             Rtype::A => v4,
             Rtype::AAAA => v6,
+            Rtype::CNAME => cname,
+            Rtype::PTR => ptr,
+            Rtype::SRV => srv(),
+            Rtype::TXT => txt,
             Rtype::SOA => apex(Self::Soa),
             Rtype::NS => apex(Self::Ns),
             // RFC 8482, section 4.1: one of the name's RRsets, as it is, is an answer to ANY.
-            Rtype::ANY => v6.or(v4).or(apex(Self::Soa)),
+            Rtype::ANY => {
+                let any = v6.or(v4).or(cname).or(ptr).or(txt).or(apex(Self::Soa));
+                any.or_else(srv)
+            }
             _ => None,
         }
     }
@@ -268,45 +352,72 @@ impl Writer<'_> {
         self.finish(self.start(rcode, false).additional(), rcode)
     }
 
-    fn authoritative(
-        &self,
-        snapshot: &Snapshot,
-        zone: &Zone,
-        question: Question<'_>,
-        node: Option<Node>,
-        draw: u32,
-    ) -> Reply {
-        let rcode = match node {
-            Some(_) => OptRcode::NOERROR,
-            None => OptRcode::NXDOMAIN,
+    fn authoritative(&self, snapshot: &Snapshot, found: &Found<'_>, draw: u32) -> Reply {
+        let Found {
+            question,
+            zone,
+            chain,
+            end,
+        } = found;
+        // RFC 6604, section 3: the code is about the last name of a chain of aliases.
+        let rcode = match end {
+            End::Present(_) | End::Unknown => OptRcode::NOERROR,
+            End::Absent => OptRcode::NXDOMAIN,
         };
         let mut answer = self.start(rcode, true);
-        let set = node
-            .as_ref()
-            .and_then(|node| RrSet::select(node, question.qtype));
         let soa = snapshot.soa(zone);
         let ttl = Ttl::from_secs(snapshot.ttl());
-        let owner = question.name;
-        let fits = match set {
+        let owners = std::iter::once(question.name).chain(chain.iter().map(wire));
+        let aliases = owners.clone().zip(chain);
+        let aliases =
+            aliases.map(|(owner, target)| (owner, Class::IN, ttl, Cname::new(wire(target))));
+        let mut fits = push_all(&mut answer, aliases);
+        let owner = owners.last().expect("the question's name at least");
+        let set = match end {
+            End::Present(node) => RrSet::select(snapshot, owner.as_slice(), node, question.qtype),
+            End::Absent | End::Unknown => None,
+        };
+        fits &= match &set {
+            None if matches!(end, End::Unknown) => true,
             None => {
                 let mut authority = answer.authority();
                 // RFC 2308, section 3: the SOA's TTL says how long the negative answer may be kept.
                 let ttl = ttl.min(Ttl::from_secs(soa.minimum));
-                authority
-                    .push((wire(&zone.name), Class::IN, ttl, soa_data(&soa)))
-                    .expect("a name, an SOA below it and an OPT fit 512 bytes");
+                let soa = (wire(&zone.name), Class::IN, ttl, soa_data(&soa));
+                if authority.push(soa).is_err() {
+                    // Only behind long aliases.
+                    authority.header_mut().set_tc(true);
+                }
                 return self.finish(authority.additional(), rcode);
             }
             Some(RrSet::A(node)) => push_all(
                 &mut answer,
-                rotated(&node.addresses.v4, draw)
+                drawn(&node.addresses.v4, node.pick, draw)
                     .map(|&address| (owner, Class::IN, ttl, A::new(address))),
             ),
             Some(RrSet::Aaaa(node)) => push_all(
                 &mut answer,
-                rotated(&node.addresses.v6, draw)
+                drawn(&node.addresses.v6, node.pick, draw)
                     .map(|&address| (owner, Class::IN, ttl, Aaaa::new(address))),
             ),
+            Some(RrSet::Cname(target)) => push_all(
+                &mut answer,
+                [(owner, Class::IN, ttl, Cname::new(wire(target)))],
+            ),
+            Some(RrSet::Ptr(targets)) => push_all(
+                &mut answer,
+                targets
+                    .iter()
+                    .map(|target| (owner, Class::IN, ttl, Ptr::new(wire(target)))),
+            ),
+            Some(RrSet::Srv(services)) => services.iter().all(|(port, target, _)| {
+                let data = Srv::new(0, services.weight, port, wire(&target));
+                answer.push((owner, Class::IN, ttl, data)).is_ok()
+            }),
+            Some(RrSet::Txt(text)) => {
+                let data = Txt::<Vec<u8>>::build_from_slice(text.as_bytes()).expect("a short text");
+                push_all(&mut answer, [(owner, Class::IN, ttl, data)])
+            }
             Some(RrSet::Soa) => push_all(&mut answer, [(owner, Class::IN, ttl, soa_data(&soa))]),
             Some(RrSet::Ns) => push_all(
                 &mut answer,
@@ -322,17 +433,26 @@ impl Writer<'_> {
             }
         }
         let mut additional = answer.additional();
-        if let Some(RrSet::Ns) = set
-            && let Lookup::Present { node, .. } = snapshot.lookup(soa.mname.as_wire())
-        {
-            // RFC 2181, section 9: the reply is not truncated if these don't fit; nobody asked for them.
-            let server = wire(&soa.mname);
-            for &address in node.addresses.v6.iter() {
-                let _ = additional.push((server, Class::IN, ttl, Aaaa::new(address)));
+        match &set {
+            _ if !fits => {}
+            Some(RrSet::Ns) => {
+                if let Lookup::Present { node, .. } = snapshot.lookup(soa.mname.as_wire()) {
+                    push_glue(&mut additional, &soa.mname, &node.addresses, ttl);
+                }
             }
-            for &address in node.addresses.v4.iter() {
-                let _ = additional.push((server, Class::IN, ttl, A::new(address)));
+            // RFC 2782: the addresses of the targets, as many as fit.
+            Some(RrSet::Srv(services)) => {
+                let mut last = None;
+                for (_, target, addresses) in services.iter() {
+                    if last.as_ref() != Some(&target)
+                        && !push_glue(&mut additional, &target, addresses, ttl)
+                    {
+                        break;
+                    }
+                    last = Some(target);
+                }
             }
+            _ => {}
         }
         self.finish(additional, rcode)
     }
@@ -370,10 +490,35 @@ fn push_all(
         .all(|record| answer.push(record).is_ok())
 }
 
-/// The whole set, begun at a place that `draw` decides.
-fn rotated<T>(set: &[T], draw: u32) -> impl Iterator<Item = &T> {
+/// Adds a name's addresses, and says whether all fit. RFC 2181, section 9: the reply is not truncated if these don't
+/// fit; nobody asked for them.
+fn push_glue(
+    additional: &mut AdditionalBuilder<Target>,
+    owner: &name::Name,
+    addresses: &AddressSet,
+    ttl: Ttl,
+) -> bool {
+    let owner = wire(owner);
+    let AddressSet { v4, v6 } = addresses;
+    let mut v6 = v6
+        .iter()
+        .map(|&address| (owner, Class::IN, ttl, Aaaa::new(address)));
+    let mut v4 = v4
+        .iter()
+        .map(|&address| (owner, Class::IN, ttl, A::new(address)));
+    v6.all(|record| additional.push(record).is_ok())
+        && v4.all(|record| additional.push(record).is_ok())
+}
+
+/// The set as a ring, begun at a place that `draw` decides: `pick` of it, or all if that is 0. Each address is given
+/// equally often, as in the kernel.
+fn drawn<T>(set: &[T], pick: u8, draw: u32) -> impl Iterator<Item = &T> {
     let start = ((u64::from(draw) * set.len() as u64) >> 32) as usize;
-    set[start..].iter().chain(&set[..start])
+    let given = match pick {
+        0 => set.len(),
+        pick => pick.into(),
+    };
+    set[start..].iter().chain(&set[..start]).take(given)
 }
 
 fn soa_data(soa: &snapshot::Soa) -> Soa<&Name<[u8]>> {

@@ -30,7 +30,7 @@ use hickory_resolver::{
             DnsRequest, DnsRequestOptions, DnsResponse, Edns, Message, MessageType, OpCode, Query,
             ResponseCode,
         },
-        rr::{Name as WireName, RData, RecordType},
+        rr::{Name as WireName, RData, Record, RecordType, rdata::CNAME},
         serialize::binary::{BinDecodable, BinDecoder},
     },
 };
@@ -602,14 +602,15 @@ fn render(entry: &Entry, forward: &Forward) -> Reply {
     let header = &mut message.metadata;
     header.id = forward.id;
     header.message_type = MessageType::Response;
-    // RFC 1035, section 4.1.1: only who owns the name has authority, and a cache does not.
-    header.authoritative = false;
+    // RFC 1035, section 4.1.1: only who owns the name has authority, and a cache does not. Where aliases led to the
+    // upstream, authority is about the first of them.
+    header.authoritative = !forward.chain.is_empty();
     header.recursion_available = true;
     header.recursion_desired = forward.recursion_desired;
     header.checking_disabled = forward.checking_disabled;
     // RFC 6840, section 5.8: AD only for those who show that they understand it.
-    header.authentic_data &=
-        forward.authentic_data || forward.edns.is_some_and(|edns| edns.dnssec_ok);
+    header.authentic_data &= forward.chain.is_empty()
+        && (forward.authentic_data || forward.edns.is_some_and(|edns| edns.dnssec_ok));
     message.signature = None;
     message.edns = forward.edns.map(|edns| {
         let mut ours = Edns::new();
@@ -621,10 +622,16 @@ fn render(entry: &Entry, forward: &Forward) -> Reply {
     if message.edns.is_none() && u16::from(message.metadata.response_code) > 15 {
         message.metadata.response_code = ResponseCode::ServFail;
     }
-    message.queries = vec![Query::query(
-        wire(&forward.name),
-        RecordType::from(forward.qtype),
-    )];
+    let asked = wire(&forward.name);
+    let targets = || forward.chain.iter().map(|target| wire(target.as_wire()));
+    let aliases = std::iter::once(asked.clone())
+        .chain(targets())
+        .zip(targets());
+    let aliases = aliases.map(|(owner, target)| {
+        Record::from_rdata(owner, forward.chain_ttl, RData::CNAME(CNAME(target)))
+    });
+    message.answers.splice(0..0, aliases);
+    message.queries = vec![Query::query(asked, RecordType::from(forward.qtype))];
     let octets = match message.to_vec() {
         Ok(octets) if octets.len() <= forward.limit => octets,
         // Header, question and OPT, with TC.

@@ -82,7 +82,7 @@ mod tests {
         let config = SnapshotConfig {
             zones: vec!["cluster.local".parse().unwrap()],
             ttl: 5,
-            nameservers: vec![],
+            ..SnapshotConfig::default()
         };
         let (limits, policy, counters) = (
             Limits::default(),

@@ -19,7 +19,7 @@ use tokio::{
 use self::reflector::{Change, Reflector};
 use super::{Batch, Kind, Object, ObjectId, Origin, Source, Store};
 use crate::{
-    records::SERVICE_NAME_LABEL,
+    records::{RecordPolicy, SERVICE_NAME_LABEL},
     validate::{self, Severity},
 };
 
@@ -113,7 +113,7 @@ impl fmt::Display for Watch {
 ///
 /// # Errors
 /// There is nothing that says where it is, or who we are.
-pub async fn watch(config: &KubernetesConfig) -> Result<Source, AccessError> {
+pub async fn watch(config: &KubernetesConfig, policy: RecordPolicy) -> Result<Source, AccessError> {
     let (client, server) = config.access.client().await?;
     tracing::info!(server, "services come from the API server");
     Ok(start(
@@ -121,10 +121,17 @@ pub async fn watch(config: &KubernetesConfig) -> Result<Source, AccessError> {
         server,
         Some(config.access.clone()),
         &config.namespaces,
+        policy,
     ))
 }
 
-fn start(client: Client, server: String, access: Option<Access>, namespaces: &[String]) -> Source {
+fn start(
+    client: Client,
+    server: String,
+    access: Option<Access>,
+    namespaces: &[String],
+    policy: RecordPolicy,
+) -> Source {
     let namespaces: Vec<Option<Box<str>>> = match namespaces {
         [] => vec![None],
         some => some.iter().map(|name| Some(name.as_str().into())).collect(),
@@ -155,7 +162,7 @@ fn start(client: Client, server: String, access: Option<Access>, namespaces: &[S
     // One batch may wait while another is written; what changes meanwhile becomes the next.
     let (batches, receiver) = mpsc::channel(1);
     let cluster = Cluster {
-        store: Store::default(),
+        store: Store::new(policy),
         unlisted: (0..watches.len()).collect(),
         watches,
     };
@@ -175,6 +182,9 @@ impl Drop for Running {
         self.0.abort();
     }
 }
+
+/// Fields that only Peak reads.
+const OUR_ANNOTATIONS: &str = "metadata.annotations.peak/";
 
 /// What is known of the cluster.
 struct Cluster {
@@ -250,6 +260,10 @@ impl Cluster {
             match problem.severity {
                 Severity::Error => {
                     tracing::warn!("{id}: {field}: {message} (the rest of it is used)");
+                }
+                // What somebody has said to Peak alone, nobody else tells them.
+                Severity::Warning if field.starts_with(OUR_ANNOTATIONS) => {
+                    tracing::warn!("{id}: {field}: {message}");
                 }
                 Severity::Warning => tracing::debug!("{id}: {field}: {message}"),
             }

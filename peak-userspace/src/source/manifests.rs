@@ -27,7 +27,7 @@ use super::{
     document::{self, Document, Entry, Finding},
     watches::{Note, Watches, Woken},
 };
-use crate::validate::Severity;
+use crate::{records::RecordPolicy, validate::Severity};
 
 /// What a manifest file's name ends in.
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
@@ -118,7 +118,7 @@ impl fmt::Display for Diagnostic {
 }
 
 /// Reads a folder and goes on watching it. The first batch is there at once.
-pub fn watch(folder: &Path) -> Result<Source, ManifestsError> {
+pub fn watch(folder: &Path, policy: RecordPolicy) -> Result<Source, ManifestsError> {
     fs::read_dir(folder).map_err(|source| ManifestsError::Folder {
         folder: folder.to_owned(),
         source,
@@ -134,6 +134,7 @@ pub fn watch(folder: &Path) -> Result<Source, ManifestsError> {
     let origin = Origin::Manifests(folder.to_owned());
     let folder = Folder {
         watches: Some(watches),
+        store: Store::new(policy),
         ..Folder::new(folder.to_owned())
     };
     thread::Builder::new()
@@ -850,7 +851,7 @@ mod tests {
             for (name, text) in files {
                 fs::write(folder.path().join(name), text).unwrap();
             }
-            let source = watch(folder.path()).unwrap();
+            let source = watch(folder.path(), RecordPolicy::default()).unwrap();
             let mut watched = Self {
                 folder,
                 source,
@@ -1062,7 +1063,7 @@ mod tests {
         version(1, manifest("a", &["fd00::1"]));
         symlink("..v1", folder.path().join("..data")).unwrap();
         symlink("..data/a.yaml", folder.path().join("a.yaml")).unwrap();
-        let source = watch(folder.path()).unwrap();
+        let source = watch(folder.path(), RecordPolicy::default()).unwrap();
         version(2, manifest("a", &["fd00::2"]));
         let mut watched = Watched {
             folder,
@@ -1127,7 +1128,7 @@ mod tests {
         let (root, away) = (watched.path("root"), watched.path("away"));
         fs::create_dir(&root).unwrap();
         fs::write(root.join("a.yaml"), manifest("a", &["fd00::1"])).unwrap();
-        watched.source = watch(&root).unwrap();
+        watched.source = watch(&root, RecordPolicy::default()).unwrap();
         watched.becomes("a: fd00::1").await;
         fs::rename(&root, &away).unwrap();
         watched.stays(150).await;
@@ -1188,7 +1189,7 @@ mod tests {
         }
         symlink("1", path("current")).unwrap();
         let mut watched = Watched::new(&[]).await;
-        watched.source = watch(&path("current/manifests")).unwrap();
+        watched.source = watch(&path("current/manifests"), RecordPolicy::default()).unwrap();
         watched.becomes("a: fd00::1").await;
         for number in 2..=3 {
             symlink(number.to_string(), path("next")).unwrap();
@@ -1207,14 +1208,20 @@ mod tests {
     fn a_folder_that_is_none_is_refused() {
         let folder = TempDir::new().unwrap();
         let gone = folder.path().join("gone");
-        let error = watch(&gone).err().unwrap().to_string();
+        let error = watch(&gone, RecordPolicy::default())
+            .err()
+            .unwrap()
+            .to_string();
         assert!(
             error.contains("gone") && error.contains("No such file"),
             "{error}"
         );
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
-        assert!(matches!(watch(&file), Err(ManifestsError::Folder { .. })));
+        assert!(matches!(
+            watch(&file, RecordPolicy::default()),
+            Err(ManifestsError::Folder { .. })
+        ));
     }
 
     #[test]

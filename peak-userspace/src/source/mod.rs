@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use self::kubernetes::{Health, WatchFigures};
 use crate::{
-    records::{SERVICE_NAME_LABEL, records_for},
+    records::{RecordPolicy, SERVICE_NAME_LABEL, records_for},
     snapshot::{ServiceKey, ServiceRecords},
 };
 
@@ -153,6 +153,7 @@ enum Object {
 /// The objects by service, and which services they changed since the last batch.
 #[derive(Debug, Default)]
 struct Store {
+    policy: RecordPolicy,
     services: BTreeMap<ServiceKey, Arc<Service>>,
     slices: BTreeMap<ServiceKey, BTreeMap<Box<str>, Arc<EndpointSlice>>>,
     /// The service that each slice belongs to.
@@ -161,6 +162,13 @@ struct Store {
 }
 
 impl Store {
+    fn new(policy: RecordPolicy) -> Self {
+        Self {
+            policy,
+            ..Self::default()
+        }
+    }
+
     /// Puts an object in the place of its predecessor, or takes it away. `false` if that changed nothing.
     fn set(&mut self, id: &ObjectId, object: Option<Object>) -> bool {
         match id.kind {
@@ -251,7 +259,7 @@ impl Store {
         let records = |key: &ServiceKey| {
             let service = self.services.get(key)?;
             let slices = self.slices.get(key).into_iter().flat_map(BTreeMap::values);
-            Some(records_for(service, slices.map(Arc::as_ref)))
+            Some(records_for(service, slices.map(Arc::as_ref), &self.policy))
         };
         touched
             .into_iter()

@@ -57,6 +57,7 @@ fn empty_snapshot() -> Snapshot {
         zones: vec![ZONE.parse().unwrap()],
         ttl: TTL,
         nameservers: vec!["10.96.0.10".parse().unwrap(), "fd00::53".parse().unwrap()],
+        ..SnapshotConfig::default()
     })
 }
 
@@ -64,7 +65,7 @@ pub(crate) fn snapshot() -> Snapshot {
     let headless = |addresses: AddressSet| {
         Some(ServiceRecords {
             addresses,
-            endpoints: Box::default(),
+            ..ServiceRecords::default()
         })
     };
     let set = |n| v6(n).into_iter().map(IpAddr::V6);

@@ -4,6 +4,7 @@
 mod bounds;
 mod fixture;
 mod forward;
+mod kubernetes;
 mod property;
 mod rfc1035;
 mod rfc2308;

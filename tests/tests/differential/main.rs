@@ -43,7 +43,7 @@ use peak_userspace::{
     },
     fallback::answer::Policy,
     name::Name,
-    snapshot::{AddressSet, ServiceKey, ServiceRecords, Snapshot, SnapshotConfig},
+    snapshot::{Endpoint, ServiceKey, ServiceRecords, Snapshot, SnapshotConfig},
 };
 use query::{Opt, Query, TYPE_A, TYPE_AAAA, TYPE_TXT, below, bytes, mend_header, mutate, one_of};
 
@@ -119,11 +119,13 @@ fn services() -> Vec<(ServiceKey, Option<ServiceRecords>)> {
             let endpoint = ["pod", &"e".repeat(63), "10-1-2-3"][i % 3].to_owned();
             let records = ServiceRecords {
                 addresses: v6(i, six).chain(v4(i, four)).collect(),
-                endpoints: [(
-                    endpoint.into(),
-                    v6(i, 1).chain(v4(i, 1)).collect::<AddressSet>(),
-                )]
+                endpoints: [Endpoint {
+                    label: endpoint.into(),
+                    addresses: v6(i, 1).chain(v4(i, 1)).collect(),
+                    ports: [].into(),
+                }]
                 .into(),
+                ..ServiceRecords::default()
             };
             let namespace = ["shop", &"n".repeat(63), "a"][i % 3].to_owned();
             let name = match i % 4 {
@@ -136,7 +138,7 @@ fn services() -> Vec<(ServiceKey, Option<ServiceRecords>)> {
     for (name, count) in [("huge", 120), ("broken", 50), ("drawn", 50)] {
         let records = ServiceRecords {
             addresses: v6(200, count).chain(v4(200, count)).collect(),
-            endpoints: [].into(),
+            ..ServiceRecords::default()
         };
         services.push((ServiceKey::new("shop", name), Some(records)));
     }
@@ -197,6 +199,7 @@ impl Bench {
             zones: ZONES.map(name).into(),
             ttl: 5,
             nameservers: servers().map(|(address, _)| address).into(),
+            ..SnapshotConfig::default()
         })
         .with(services(), UNIX_EPOCH + Duration::from_secs(1_800_000_000));
         assert!(snapshot.problems().is_empty(), "{:?}", snapshot.problems());

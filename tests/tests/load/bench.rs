@@ -143,6 +143,7 @@ impl Bench {
             zones: vec![zone.clone()],
             ttl: wire::TTL,
             nameservers: wire::servers().into(),
+            ..SnapshotConfig::default()
         });
         let dataplane = {
             let _context = runtime.enter();

@@ -66,7 +66,7 @@ fn updates(services: Range<u64>, there: bool) -> Vec<Update> {
         let key = ServiceKey::new(format!("team-{:03}", i / 1000), format!("svc-{i:07}"));
         let records = ServiceRecords {
             addresses: addresses(i).into_iter().flatten().collect(),
-            endpoints: Box::default(),
+            ..ServiceRecords::default()
         };
         (key, there.then_some(records))
     };

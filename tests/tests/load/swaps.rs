@@ -101,7 +101,7 @@ impl Service {
     fn update(&self, state: usize) -> Update {
         let records = self.states[state].as_ref().map(|addresses| ServiceRecords {
             addresses: addresses.iter().flatten().copied().collect(),
-            endpoints: Box::default(),
+            ..ServiceRecords::default()
         });
         (ServiceKey::new("shop", self.name), records)
     }

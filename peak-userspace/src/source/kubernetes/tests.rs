@@ -66,7 +66,13 @@ fn source(namespaces: &[&str]) -> (Source, Server) {
         waiting: VecDeque::new(),
     };
     (
-        start(client, "https://server".to_owned(), None, &namespaces),
+        start(
+            client,
+            "https://server".to_owned(),
+            None,
+            &namespaces,
+            RecordPolicy::default(),
+        ),
         server,
     )
 }
@@ -637,7 +643,9 @@ async fn a_server_that_is_not_there_is_unreachable() {
     drop(listener);
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), kubeconfig(&server, "t")).unwrap();
-    let source = watch(&through(file.path())).await.unwrap();
+    let source = watch(&through(file.path()), RecordPolicy::default())
+        .await
+        .unwrap();
     eventually(|| troubles(&source) == ["unreachable"]).await;
     let said = figures(&source).watches[0].trouble.clone();
     assert!(said.unwrap_or_default().contains("refused"));
@@ -675,7 +683,9 @@ async fn a_token_that_was_replaced_is_read_anew() {
     });
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), kubeconfig(&server, "old")).unwrap();
-    let mut source = watch(&through(file.path())).await.unwrap();
+    let mut source = watch(&through(file.path()), RecordPolicy::default())
+        .await
+        .unwrap();
     eventually(|| troubles(&source) == ["credentials"]).await;
     std::fs::write(file.path(), kubeconfig(&server, "new")).unwrap();
     assert_eq!(batch(&mut source).await, [""; 0]);
