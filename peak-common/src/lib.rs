@@ -17,6 +17,7 @@ extern crate std;
 
 pub mod abi;
 pub mod bench;
+mod bytes;
 pub mod dns;
 pub mod hash;
 pub mod net;

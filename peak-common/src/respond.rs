@@ -12,6 +12,7 @@
 
 use crate::{
     abi::{Control, Interface, MAX_NAME, RecordHead, Segment, Zone},
+    bytes::put,
     dns::{
         edns::{self, Opt},
         header::{self, Counts, HEADER, Header},
@@ -181,11 +182,6 @@ impl Soa {
             + u64::from(serial);
         sum.with(Self::TEMPLATE_SUM + varying)
     }
-}
-
-#[inline(always)]
-fn put<const N: usize, const M: usize>(bytes: &mut [u8; N], at: usize, value: [u8; M]) {
-    bytes[at..at + M].copy_from_slice(&value);
 }
 
 /// The first stage: whether a packet that came in on `interface` is a query for the fast path.

@@ -2,7 +2,12 @@
 
 use network_types::eth::EtherType;
 
-use crate::{packet::Packet, verdict::PassReason, verifier::forget};
+use crate::{
+    bytes::{get, put, word},
+    packet::Packet,
+    verdict::PassReason,
+    verifier::forget,
+};
 
 /// Bytes of two addresses, two tags and the type.
 const MAX_HEADER: usize = 22;
@@ -68,23 +73,9 @@ impl Ethernet {
 pub fn turn<P: Packet>(packet: &mut P) -> Option<()> {
     let bytes = packet.window_mut::<ADDRESSES>(0)?;
     // Two bytes of the source stand in the first word, four after it.
-    let (first, second) = (word(bytes, 0), half(bytes, 8));
+    let (first, second) = (word(bytes, 0), u32::from_le_bytes(get(bytes, 8)));
     let turned = first >> 48 | u64::from(second) << 16 | first << 48;
-    bytes[..8].copy_from_slice(&turned.to_le_bytes());
-    bytes[8..].copy_from_slice(&((first >> 16) as u32).to_le_bytes());
+    put(bytes, 0, turned.to_le_bytes());
+    put(bytes, 8, ((first >> 16) as u32).to_le_bytes());
     Some(())
-}
-
-#[inline(always)]
-fn word<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
-    let mut word = [0; 8];
-    word.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(word)
-}
-
-#[inline(always)]
-fn half<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
-    let mut half = [0; 4];
-    half.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(half)
 }

@@ -3,7 +3,13 @@
 
 use network_types::{eth::EtherType, ip::IpProto};
 
-use crate::{abi::mapped, net::checksum::Sum, packet::Packet, verdict::PassReason};
+use crate::{
+    abi::mapped,
+    bytes::{get, put, word},
+    net::checksum::Sum,
+    packet::Packet,
+    verdict::PassReason,
+};
 
 /// Bytes of a UDP header.
 pub const UDP_HEADER: usize = 8;
@@ -204,12 +210,16 @@ pub fn turn<P: Packet>(
             let sum = sum.with(destination[0]).with(destination[1]);
             let first = (6 << 28 | flow_label(source, destination, ports)).to_be();
             let second = u32::from(udp_length) | u32::from(UDP) << 16 | u32::from(HOP_LIMIT) << 24;
-            put(bytes, 0, u64::from(first) | u64::from(second) << 32);
-            put(bytes, 8, destination[0]);
-            put(bytes, 16, destination[1]);
-            put(bytes, 24, source[0]);
-            put(bytes, 32, source[1]);
-            put(bytes, 40, udp_header(ports, udp_length, sum));
+            put(
+                bytes,
+                0,
+                (u64::from(first) | u64::from(second) << 32).to_le_bytes(),
+            );
+            put(bytes, 8, destination[0].to_le_bytes());
+            put(bytes, 16, destination[1].to_le_bytes());
+            put(bytes, 24, source[0].to_le_bytes());
+            put(bytes, 32, source[1].to_le_bytes());
+            put(bytes, 40, udp_header(ports, udp_length, sum).to_le_bytes());
         }
         Family::V4 => {
             let bytes = packet.window_mut::<{ IPV4_HEADER + UDP_HEADER }>(offset)?;
@@ -224,13 +234,17 @@ pub fn turn<P: Packet>(
                 .with(first)
                 .with(addresses);
             let second = second | u32::from(!header_sum.fold()) << 16;
-            put(bytes, 0, first);
-            put(bytes, 12, addresses);
-            put(bytes, 8, u64::from(second) | addresses << 32);
+            put(bytes, 0, first.to_le_bytes());
+            put(bytes, 12, addresses.to_le_bytes());
+            put(
+                bytes,
+                8,
+                (u64::from(second) | addresses << 32).to_le_bytes(),
+            );
             put(
                 bytes,
                 20,
-                udp_header(ports, udp_length, sum.with(addresses)),
+                udp_header(ports, udp_length, sum.with(addresses)).to_le_bytes(),
             );
         }
     }
@@ -263,21 +277,8 @@ const fn flow_label(source: [u64; 2], destination: [u64; 2], ports: u32) -> u32 
     (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 44) as u32
 }
 
-#[inline(always)]
-fn word<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
-    let mut word = [0; 8];
-    word.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(word)
-}
-
+/// The 2 bytes from `at`, in the order of the packet.
 #[inline(always)]
 fn half<const N: usize>(bytes: &[u8; N], at: usize) -> u16 {
-    let mut half = [0; 2];
-    half.copy_from_slice(&bytes[at..at + 2]);
-    u16::from_ne_bytes(half)
-}
-
-#[inline(always)]
-fn put<const N: usize>(bytes: &mut [u8; N], at: usize, word: u64) {
-    bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
+    u16::from_ne_bytes(get(bytes, at))
 }
