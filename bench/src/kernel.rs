@@ -607,7 +607,7 @@ fn snapshot(services: Services, size: u32) -> Snapshot {
                 let key = ServiceKey::new("workload", format!("web{service:08}"));
                 (key, Some(records(service)))
             })
-            .collect(),
+            .collect::<Vec<_>>(),
         SystemTime::now(),
     );
     snapshot

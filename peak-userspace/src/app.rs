@@ -119,7 +119,9 @@ impl Agent {
         let admin = AdminSocket::bind(&config.admin)?;
         let source = match &config.source {
             SourceConfig::Manifests(folder) => manifests::watch(folder, config.records)?,
-            SourceConfig::Kubernetes(cluster) => kubernetes::watch(cluster, config.records).await?,
+            SourceConfig::Kubernetes(cluster) => {
+                kubernetes::watch(cluster, config.records, config.pods).await?
+            }
         };
         let snapshot = Snapshot::empty(SnapshotConfig {
             zones: config.zones,
@@ -215,7 +217,7 @@ async fn update(mut source: Source, state: Arc<State>) -> Result<()> {
         let began = Instant::now();
         let (snapshot, changes) = state.snapshot.load().with(batch, SystemTime::now());
         for problem in snapshot.problems() {
-            warn!(service = %problem.service, "{problem}");
+            warn!("{}: {problem}", problem.object);
         }
         if let Some(dataplane) = &state.dataplane {
             block_in_place(|| dataplane.apply(&snapshot, &changes));

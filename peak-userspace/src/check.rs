@@ -24,6 +24,7 @@ struct Report {
     files: usize,
     services: usize,
     endpoint_slices: usize,
+    pods: usize,
     names: usize,
     skipped: BTreeSet<String>,
     diagnostics: Vec<Diagnostic>,
@@ -56,7 +57,7 @@ fn check(arguments: &CheckArgs, out: &mut impl Write, err: &mut impl Write) -> R
     let (snapshot, _) = Snapshot::empty(config).with(inventory.batch, SystemTime::now());
     let mut diagnostics = inventory.diagnostics;
     diagnostics.extend(snapshot.problems().iter().map(|problem| {
-        let message = format!("Service {}: {problem}", problem.service);
+        let message = format!("{}: {problem}", problem.object);
         Diagnostic::of_file(Severity::Error, &arguments.folder, message)
     }));
     let report = Report {
@@ -66,6 +67,7 @@ fn check(arguments: &CheckArgs, out: &mut impl Write, err: &mut impl Write) -> R
         files: inventory.files,
         services: inventory.services,
         endpoint_slices: inventory.endpoint_slices,
+        pods: inventory.pods,
         names: snapshot.name_count(),
         skipped: inventory.skipped,
         diagnostics,
@@ -96,7 +98,7 @@ impl Report {
         for kind in &self.skipped {
             writeln!(
                 out,
-                "note: objects of the kind {kind} are skipped: only Service and EndpointSlice matter here"
+                "note: objects of the kind {kind} are skipped: only Service, EndpointSlice and Pod matter here"
             )?;
         }
         let count = |severity| {
@@ -107,10 +109,11 @@ impl Report {
         };
         writeln!(
             out,
-            "{} in {}, {}: {}, {}",
+            "{} in {}, {}, {}: {}, {}",
             number(self.services, "Service"),
             number(self.files, "file"),
             number(self.endpoint_slices, "EndpointSlice"),
+            number(self.pods, "Pod"),
             number(count(Severity::Error), "error"),
             number(count(Severity::Warning), "warning"),
         )
@@ -156,15 +159,15 @@ mod tests {
         let folder = TempDir::new().unwrap();
         fs::write(
             folder.path().join("a.yaml"),
-            format!("{GOOD}---\napiVersion: v1\nkind: Pod\n"),
+            format!("{GOOD}---\napiVersion: v1\nkind: ConfigMap\n"),
         )
         .unwrap();
         let (status, out, err) = checked(&folder, "cluster.local", Output::Text);
         assert_eq!(status, ExitCode::SUCCESS);
         assert_eq!(
             out,
-            "note: objects of the kind v1 Pod are skipped: only Service and EndpointSlice matter here\n\
-             1 Service in 1 file, 0 EndpointSlices: 0 errors, 0 warnings\n"
+            "note: objects of the kind v1 ConfigMap are skipped: only Service, EndpointSlice and Pod matter here\n\
+             1 Service in 1 file, 0 EndpointSlices, 0 Pods: 0 errors, 0 warnings\n"
         );
         assert_eq!(err, "");
     }
@@ -176,7 +179,7 @@ mod tests {
         let (status, out, _) = checked(&folder, "cluster.local", Output::Text);
         assert_eq!(status, ExitCode::FAILURE);
         let expected = "error: DIR/a.yaml:4: document 1: spec.clusterIP: \"fdoo::1\" is neither an IP address nor \"None\"\n\
-             0 Services in 1 file, 0 EndpointSlices: 1 error, 0 warnings\n";
+             0 Services in 1 file, 0 EndpointSlices, 0 Pods: 1 error, 0 warnings\n";
         assert_eq!(out, expected);
         let (status, out, _) = checked(&folder, "cluster.local", Output::Json);
         assert_eq!(status, ExitCode::FAILURE);
@@ -187,6 +190,29 @@ mod tests {
         assert_eq!(report["diagnostics"][0]["document"], 1);
         assert_eq!(report["diagnostics"][0]["line"], 4);
         assert_eq!(report["diagnostics"][0]["field"], "spec.clusterIP");
+    }
+
+    #[test]
+    fn a_pod_is_checked_as_far_as_its_addresses() {
+        let folder = TempDir::new().unwrap();
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: web-1}\nstatus:\n  podIPs:\n  - ip: fd00::1\n  - ip: fd00\n";
+        fs::write(folder.path().join("a.yaml"), pod).unwrap();
+        let (status, out, _) = checked(&folder, "cluster.local", Output::Text);
+        assert_eq!(status, ExitCode::FAILURE);
+        let expected = "error: DIR/a.yaml:7: document 1: status.podIPs[1].ip: \"fd00\" is no IP address\n\
+             0 Services in 1 file, 0 EndpointSlices, 0 Pods: 1 error, 0 warnings\n";
+        assert_eq!(out, expected);
+        fs::write(
+            folder.path().join("a.yaml"),
+            pod.replace("ip: fd00\n", "ip: 10.0.0.1\n"),
+        )
+        .unwrap();
+        let (status, out, _) = checked(&folder, "cluster.local", Output::Text);
+        assert_eq!(status, ExitCode::SUCCESS);
+        assert!(
+            out.ends_with("0 EndpointSlices, 1 Pod: 0 errors, 0 warnings\n"),
+            "{out}"
+        );
     }
 
     #[test]

@@ -130,8 +130,8 @@ pub struct RunArgs {
     /// others are upstreams' affair
     #[arg(long, value_name = "CIDR", env = "PEAK_REVERSE", value_delimiter = ',')]
     pub reverse: Vec<String>,
-    /// What 10-1-2-3.NAMESPACE.pod.ZONE is: no name (disabled), or the address that it spells (insecure)
-    /// [default: disabled]
+    /// What 10-1-2-3.NAMESPACE.pod.ZONE is: no name (disabled), the address that it spells (insecure), or that if a pod of
+    /// the namespace has it (verified) [default: disabled]
     #[arg(long, value_name = "disabled|insecure|verified", env = "PEAK_PODS")]
     pub pods: Option<String>,
     /// How many addresses an answer gives of a service without the annotation peak/answers: drawn anew for each query

@@ -1,6 +1,7 @@
 //! What was meant: the settings of `peak run`, from the command line, the environment and a file, checked one by one.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -8,6 +9,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use peak_common::abi::MAX_SUBTREE_DEPTHS;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
@@ -15,8 +17,8 @@ use crate::{
     cli::{DEFAULT_ADMIN, RunArgs, Surroundings},
     fallback::{Upstream, default_forward_for},
     name::Name,
+    pods::PodMode,
     records::{self, RecordPolicy, is_label},
-    snapshot::Pods,
     source::kubernetes::{Access, KubernetesConfig},
 };
 
@@ -87,7 +89,7 @@ pub struct RunConfig {
     /// The ranges of addresses whose reverse names are all ours.
     pub reverse: Vec<IpNet>,
     /// What is answered about pods.
-    pub pods: Pods,
+    pub pods: PodMode,
     /// What is the agent's choice of how services are published.
     pub records: RecordPolicy,
     /// The unix socket for commands.
@@ -261,6 +263,21 @@ impl RunConfig {
                     "nowhere to attach to: name an interface with --interface IF, or say --xdp off",
                 ));
             }
+        }
+        let depths: BTreeSet<_> = self
+            .zones
+            .iter()
+            .map(|zone| zone.labels().count())
+            .collect();
+        if self.pods == PodMode::Insecure
+            && depths.len() > MAX_SUBTREE_DEPTHS
+            && self.xdp != XdpMode::Off
+            && !self.interfaces.is_empty()
+        {
+            return Err(ConfigError::Missing(
+                "the kernel leaves names of pods to the fallback in zones of at most four different numbers of labels: \
+                 name zones of fewer, or say --pods verified or --xdp off",
+            ));
         }
         Ok(self)
     }
@@ -564,13 +581,11 @@ fn range(text: &str) -> Result<IpNet, String> {
     Ok(net)
 }
 
-fn pods(text: &str) -> Result<Pods, String> {
+fn pods(text: &str) -> Result<PodMode, String> {
     match text {
-        "disabled" => Ok(Pods::Disabled),
-        "insecure" => Ok(Pods::Insecure),
-        "verified" => Err(
-            "needs a source of Pods, which manifests are not: say disabled or insecure".to_owned(),
-        ),
+        "disabled" => Ok(PodMode::Disabled),
+        "insecure" => Ok(PodMode::Insecure),
+        "verified" => Ok(PodMode::Verified),
         _ => Err("is none of disabled, insecure and verified".to_owned()),
     }
 }
@@ -722,7 +737,7 @@ serving-terminating = true
                 "10.244.0.0/16".parse().unwrap(),
                 "fd00::/8".parse().unwrap(),
             ],
-            pods: Pods::Insecure,
+            pods: PodMode::Insecure,
             records: RecordPolicy {
                 serving_terminating: true,
                 pick: 8,
@@ -930,6 +945,16 @@ serving-terminating = true
                     ..typed()
                 },
                 "nowhere to attach to",
+            ),
+            (
+                RunArgs {
+                    zone: ["a", "a.b", "a.b.c", "a.b.c.d", "a.b.c.d.e"]
+                        .map(str::to_owned)
+                        .into(),
+                    pods: Some("insecure".into()),
+                    ..typed()
+                },
+                "the kernel leaves names of pods to the fallback in zones of at most four",
             ),
             (
                 RunArgs {

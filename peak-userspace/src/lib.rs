@@ -10,6 +10,7 @@ pub mod fallback;
 pub mod interfaces;
 pub mod metrics;
 pub mod name;
+pub mod pods;
 pub mod records;
 mod reverse;
 pub mod snapshot;

@@ -18,6 +18,7 @@ use ipnet::IpNet;
 
 use crate::{
     name::{Folded, Name, NameError, labels, offset_of},
+    pods::{self, PodKey, PodMode, Running},
     records::{generated_label, is_label},
     reverse::{self, Publishers},
 };
@@ -342,6 +343,31 @@ pub struct Zone {
     pub name: Name,
 }
 
+/// What changed since the batch before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// The services that changed, each with all it publishes now, or `None` if it is gone.
+    pub services: Vec<(ServiceKey, Option<ServiceRecords>)>,
+    /// The addresses that pods have now, or no longer.
+    pub pods: Vec<(PodKey, bool)>,
+}
+
+impl Batch {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && self.pods.is_empty()
+    }
+}
+
+impl From<Vec<(ServiceKey, Option<ServiceRecords>)>> for Batch {
+    fn from(services: Vec<(ServiceKey, Option<ServiceRecords>)>) -> Self {
+        Self {
+            services,
+            ..Self::default()
+        }
+    }
+}
+
 /// What stays the same from snapshot to snapshot.
 #[derive(Clone, Debug, Default)]
 pub struct SnapshotConfig {
@@ -354,17 +380,7 @@ pub struct SnapshotConfig {
     /// The ranges of which every reverse name is answered with authority.
     pub reverse: Vec<IpNet>,
     /// What is answered about pods.
-    pub pods: Pods,
-}
-
-/// What `<address>.<namespace>.pod.<zone>` is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Pods {
-    /// No name, as the specification has it since version 1.1.0.
-    #[default]
-    Disabled,
-    /// The address that the name spells, whoever has it.
-    Insecure,
+    pub pods: PodMode,
 }
 
 /// What one name holds. A default node is an empty non-terminal: the name exists, and every type is NODATA.
@@ -461,8 +477,8 @@ pub enum Lookup<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no name {path:?} below {zone}: {error}")]
 pub struct NameProblem {
-    /// The service that asks for it.
-    pub service: ServiceKey,
+    /// What asks for it: `Service shop/web`.
+    pub object: String,
     /// The zone it would be in.
     pub zone: Name,
     /// The labels that were to stand below the zone, joined with dots.
@@ -496,6 +512,7 @@ pub struct Snapshot {
     fixed: Arc<Fixed>,
     services: OrdMap<ServiceKey, Arc<ServiceRecords>>,
     publishers: Publishers,
+    pods: Running,
     complete: bool,
     generation: u64,
     serial: u32,
@@ -511,7 +528,7 @@ struct Fixed {
     reverse: Vec<Zone>,
     ttl: u32,
     nameservers: AddressSet,
-    pods: Pods,
+    pods: PodMode,
 }
 
 /// The most labels that a name has below a zone: `_<port>._<proto>.<service>.<namespace>.svc`.
@@ -535,6 +552,7 @@ impl Snapshot {
             }),
             services: OrdMap::new(),
             publishers: Publishers::default(),
+            pods: Running::default(),
             complete: false,
             generation: 0,
             serial: 0,
@@ -545,13 +563,10 @@ impl Snapshot {
         }
     }
 
-    /// The snapshot with some services replaced (`Some`) or gone (`None`), and what that changes name by name.
-    /// The first call completes an empty snapshot and so gives every name.
-    pub fn with(
-        &self,
-        updates: Vec<(ServiceKey, Option<ServiceRecords>)>,
-        now: SystemTime,
-    ) -> (Snapshot, Vec<Change>) {
+    /// The snapshot after a batch, and what that changes name by name. The first call completes an empty snapshot and so
+    /// gives every name.
+    pub fn with(&self, batch: impl Into<Batch>, now: SystemTime) -> (Snapshot, Vec<Change>) {
+        let Batch { services, mut pods } = batch.into();
         let mut next = Self {
             complete: true,
             generation: self.generation + 1,
@@ -560,7 +575,7 @@ impl Snapshot {
             ..self.clone()
         };
         let mut touched = BTreeSet::new();
-        for (key, records) in updates {
+        for (key, records) in services {
             match records {
                 Some(records) => next.services.insert(key.clone(), Arc::new(records)),
                 None => next.services.remove(&key),
@@ -574,6 +589,10 @@ impl Snapshot {
                 next.publishers.replace(key, old, new);
             }
         }
+        pods.retain(|(key, runs)| {
+            self.fixed.pods == PodMode::Verified && next.pods.set(key, *runs)
+        });
+        pods.sort_unstable();
         let mut diff = Diff {
             old: self,
             new: &next,
@@ -591,9 +610,19 @@ impl Snapshot {
         for key in &touched {
             if *key.namespace != *namespace {
                 namespace = &key.namespace;
-                diff.at(key, &[namespace.as_bytes(), SVC]);
+                diff.at(&format_args!("Service {key}"), &[namespace.as_bytes(), SVC]);
             }
             diff.service(key);
+        }
+        let mut namespace = "";
+        for (key, _) in &pods {
+            let object = &format_args!("Pod {key}");
+            if *key.namespace != *namespace {
+                namespace = &key.namespace;
+                diff.at(object, &[namespace.as_bytes(), POD]);
+            }
+            let label = generated_label(key.address);
+            diff.at(object, &[label.as_bytes(), namespace.as_bytes(), POD]);
         }
         let Diff {
             names,
@@ -682,6 +711,7 @@ impl Snapshot {
         fixed
             .into_iter()
             .chain((0..self.fixed.zones.len()).flat_map(|zone| self.service_names(zone)))
+            .chain((0..self.fixed.zones.len()).flat_map(|zone| self.pod_names(zone)))
     }
 
     /// How many snapshots came before this one since the agent started.
@@ -725,7 +755,7 @@ impl Snapshot {
         self.records
     }
 
-    /// The names that had to be left out of the services which the last [`Snapshot::with`] was given.
+    /// The names that had to be left out of what the last [`Snapshot::with`] was given.
     pub fn problems(&self) -> &[NameProblem] {
         &self.problems
     }
@@ -840,7 +870,7 @@ impl Snapshot {
             }),
             [SVC] | [DNS] => Some(Node::default()),
             [POD] => Some(Node {
-                open: self.fixed.pods != Pods::Disabled,
+                open: self.fixed.pods == PodMode::Insecure,
                 ..Node::default()
             }),
             [VERSION] => Some(Node {
@@ -872,23 +902,26 @@ impl Snapshot {
         }
     }
 
-    /// Whether pods of the namespace have names. Of namespaces without services nothing is known, so that any may be
-    /// one.
+    /// Whether pods of the namespace have names. Who does not know the pods takes any label for a namespace.
     fn has_pods(&self, namespace: &[u8]) -> bool {
-        self.fixed.pods == Pods::Insecure && str::from_utf8(namespace).is_ok_and(is_label)
+        match self.fixed.pods {
+            PodMode::Disabled => false,
+            PodMode::Insecure => str::from_utf8(namespace).is_ok_and(is_label),
+            PodMode::Verified => self.pods.has_namespace(namespace),
+        }
     }
 
     /// The pod of an address, which is spelled with dashes instead of dots or colons.
-    fn pod(&self, address: &[u8], namespace: &[u8]) -> Option<Node> {
-        if !self.has_pods(namespace) {
-            return None;
-        }
-        let text = str::from_utf8(address).ok()?;
-        let address: IpAddr = match text.replace('-', ".").parse::<Ipv4Addr>() {
-            Ok(address) => address.into(),
-            Err(_) => text.replace('-', ":").parse::<Ipv6Addr>().ok()?.into(),
+    fn pod(&self, label: &[u8], namespace: &[u8]) -> Option<Node> {
+        let address = match self.fixed.pods {
+            PodMode::Disabled => None,
+            PodMode::Insecure if !self.has_pods(namespace) => None,
+            PodMode::Insecure => pods::spelled(label),
+            PodMode::Verified => {
+                pods::named(label).filter(|&address| self.pods.contains(namespace, address))
+            }
         };
-        Some(Node::holding(&AddressSet::from_iter([address])))
+        Some(Node::holding(&AddressSet::from_iter([address?])))
     }
 
     fn has_namespace(&self, namespace: &[u8]) -> bool {
@@ -983,6 +1016,27 @@ impl Snapshot {
             .map(move |(name, node)| (zone, name, node))
     }
 
+    /// The names that pods bring into one zone.
+    fn pod_names(&self, zone: usize) -> impl Iterator<Item = (usize, Name, Node)> + '_ {
+        let mut last_namespace = None;
+        let pods = self.pods.iter().flat_map(move |key| {
+            let namespace = [key.namespace.as_bytes(), POD];
+            let first = last_namespace.replace(&key.namespace) != Some(&key.namespace);
+            let label = generated_label(key.address);
+            let apex = &self.fixed.zones[zone].name;
+            let address = Node::holding(&AddressSet::from_iter([key.address]));
+            let address = (
+                descendant(apex, &[label.as_bytes(), namespace[0], POD]),
+                address,
+            );
+            let namespace = first.then(|| (descendant(apex, &namespace), Node::default()));
+            namespace.into_iter().chain([address])
+        });
+        pods.filter_map(|(name, node)| Some((name.ok()?, node)))
+            .filter(move |(name, _)| self.is_own(zone, name))
+            .map(move |(name, node)| (zone, name, node))
+    }
+
     /// Whether no longer zone takes a name from this one.
     fn is_own(&self, zone: usize, name: &Name) -> bool {
         self.fixed.zones.len() == 1
@@ -1039,7 +1093,8 @@ impl Diff<'_> {
             return;
         }
         let path = [key.name.as_bytes(), key.namespace.as_bytes(), SVC];
-        self.at(key, &path);
+        let object = &format_args!("Service {key}");
+        self.at(object, &path);
         let (old, new) = (old.unwrap_or(&nothing), new.unwrap_or(&nothing));
         let [a, b, c] = path;
         debug_assert!(
@@ -1058,15 +1113,15 @@ impl Diff<'_> {
             all.map(|one| &*one.label).collect()
         };
         for label in labels {
-            self.at(key, &[label.as_bytes(), a, b, c]);
+            self.at(object, &[label.as_bytes(), a, b, c]);
         }
         for &port in old.port_names().symmetric_difference(&new.port_names()) {
-            with_port_path(port, path, |path| self.at(key, path));
+            with_port_path(port, path, |path| self.at(object, path));
         }
     }
 
     /// Compares what stands at one path in every zone.
-    fn at(&mut self, key: &ServiceKey, path: &[&[u8]]) {
+    fn at(&mut self, object: &dyn fmt::Display, path: &[&[u8]]) {
         let (old, new) = (self.old.held(path), self.new.held(path));
         if old == new {
             return;
@@ -1083,7 +1138,7 @@ impl Diff<'_> {
                 }
                 Ok(_) => {}
                 Err(error) if new.is_some() => self.problems.push(NameProblem {
-                    service: key.clone(),
+                    object: object.to_string(),
                     zone: zone.name.clone(),
                     path: path
                         .iter()
@@ -1432,6 +1487,118 @@ mod tests {
         assert_eq!(snapshot.soa(&snapshot.zones()[1]).mname, name(&long));
     }
 
+    fn pod(namespace: &str, address: &str) -> PodKey {
+        PodKey {
+            namespace: namespace.into(),
+            address: address.parse().unwrap(),
+        }
+    }
+
+    fn pods(pods: &[(&PodKey, bool)]) -> Batch {
+        Batch {
+            pods: pods
+                .iter()
+                .map(|&(key, runs)| (key.clone(), runs))
+                .collect(),
+            ..Batch::default()
+        }
+    }
+
+    #[test]
+    fn verified_pods_have_names_while_they_run() {
+        let config = SnapshotConfig {
+            zones: vec![name("cluster.local")],
+            pods: PodMode::Verified,
+            ..SnapshotConfig::default()
+        };
+        let (v4, v6) = (pod("shop", "10.0.0.1"), pod("shop", "fd00:1::"));
+        let other = pod("web", "10.0.0.1");
+        let (first, changes) = Snapshot::empty(config.clone())
+            .with(pods(&[(&v4, true), (&v6, true), (&other, true)]), at(START));
+        let names: Vec<_> = summary(&changes)
+            .into_iter()
+            .filter(|line| line.contains("pod"))
+            .collect();
+        let expected = [
+            "+10-0-0-1.shop.pod.cluster.local.",
+            "+10-0-0-1.web.pod.cluster.local.",
+            "+fd00-1--0.shop.pod.cluster.local.",
+            "+pod.cluster.local.",
+            "+shop.pod.cluster.local.",
+            "+web.pod.cluster.local.",
+        ];
+        assert_eq!(names, expected);
+        let is = |text: &str, expected: Option<Node>| {
+            assert_eq!(lookup(&first, text), Some(expected), "{text}")
+        };
+        is("10-0-0-1.shop.pod.cluster.local", node(&["10.0.0.1"]));
+        is("FD00-1--0.shop.pod.cluster.local", node(&["fd00:1::"]));
+        // One spelling each, and only where the pod is.
+        is("fd00-1--.shop.pod.cluster.local", None);
+        is("fd00-1--0.web.pod.cluster.local", None);
+        is("10-0-0-2.shop.pod.cluster.local", None);
+        is("web-1.shop.pod.cluster.local", None);
+        is("x.10-0-0-1.shop.pod.cluster.local", None);
+        is("shop.pod.cluster.local", node(&[]));
+        is("none.pod.cluster.local", None);
+        // All of them are known: none is left to whoever asks.
+        is("pod.cluster.local", node(&[]));
+
+        let (second, changes) = first.with(pods(&[(&v6, false), (&other, false)]), at(START));
+        let expected = [
+            "-10-0-0-1.web.pod.cluster.local.",
+            "-fd00-1--0.shop.pod.cluster.local.",
+            "-web.pod.cluster.local.",
+        ];
+        assert_eq!(summary(&changes), expected);
+        assert_eq!(
+            second
+                .with(pods(&[(&v4, true), (&other, false)]), at(START))
+                .1,
+            []
+        );
+
+        let disabled = SnapshotConfig {
+            pods: PodMode::Disabled,
+            ..config
+        };
+        let (snapshot, _) = Snapshot::empty(disabled).with(pods(&[(&v4, true)]), at(START));
+        assert_eq!(
+            lookup(&snapshot, "10-0-0-1.shop.pod.cluster.local"),
+            Some(None)
+        );
+        assert_eq!(snapshot.name_count(), snapshot.names().count());
+    }
+
+    #[test]
+    fn a_pod_whose_name_does_not_fit_is_left_out_alone() {
+        let long = format!("{0}.{0}.{0}.{1}", "a".repeat(63), "b".repeat(40));
+        let config = SnapshotConfig {
+            zones: vec![name(&long)],
+            pods: PodMode::Verified,
+            ..SnapshotConfig::default()
+        };
+        let (short, long) = (pod("a", "10.0.0.1"), pod("a", "2001:db8:1:2:3:4:5:6"));
+        let batch = pods(&[(&short, true), (&long, true)]);
+        let (snapshot, changes) = Snapshot::empty(config).with(batch, at(START));
+        let objects: Vec<_> = snapshot
+            .problems()
+            .iter()
+            .map(|problem| &*problem.object)
+            .collect();
+        assert_eq!(objects, ["Pod 2001:db8:1:2:3:4:5:6 of a"]);
+        assert_eq!(changes.len(), snapshot.name_count());
+    }
+
+    /// Few addresses in few namespaces, one of which is a zone of its own.
+    fn pod_updates() -> impl Strategy<Value = Vec<(PodKey, bool)>> {
+        let namespace = prop::sample::select(vec!["a", "b", "Odd"]);
+        let address = prop::sample::select(vec!["10.0.0.1", "fd00::1", "fd00::"]);
+        let key = (namespace, address).prop_map(|(namespace, address)| pod(namespace, address));
+        prop::collection::btree_map(key, any::<bool>(), 0..4)
+            .prop_map(|pods| pods.into_iter().collect())
+    }
+
     /// Few keys and values, so that a history meets each of them again.
     fn updates() -> impl Strategy<Value = Vec<(ServiceKey, Option<ServiceRecords>)>> {
         let addresses = prop::collection::vec(
@@ -1486,16 +1653,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn changes_add_up_to_the_names(history in prop::collection::vec(updates(), 1..12)) {
+        fn changes_add_up_to_the_names(
+            history in prop::collection::vec((updates(), pod_updates()), 1..12),
+            mode in prop::sample::select(vec![PodMode::Disabled, PodMode::Insecure, PodMode::Verified]),
+        ) {
             let long = format!("{0}.{0}.{0}.cluster.local", "l".repeat(63));
             let zones = [
                 "cluster.local", "a.svc.cluster.local", "y.x.web.b.svc.cluster.local", "m.n.a.a.a.svc.cluster.local",
-                "cluster.local", "example", &long,
+                "cluster.local", "example", "a.pod.cluster.local", "x.fd00--1.b.pod.cluster.local", &long,
             ];
-            let mut snapshot = empty(&zones);
+            let mut snapshot = Snapshot::empty(SnapshotConfig {
+                zones: zones.iter().map(|zone| name(zone)).collect(),
+                pods: mode,
+                ..SnapshotConfig::default()
+            });
             let mut names = BTreeMap::new();
-            for updates in history {
-                let (next, changes) = snapshot.with(updates, at(START));
+            for (services, pods) in history {
+                let (next, changes) = snapshot.with(Batch { services, pods }, at(START));
                 let count = changes.len();
                 let mut changed = BTreeSet::new();
                 for change in changes {

@@ -3,13 +3,19 @@
 use std::net::IpAddr;
 
 use k8s_openapi::{
-    api::{core::v1::Service, discovery::v1::EndpointSlice},
+    api::{
+        core::v1::{Pod, Service},
+        discovery::v1::EndpointSlice,
+    },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use crate::records::{
-    ANSWERS_ANNOTATION, Family, HEADLESS, SERVICE_NAME_LABEL, answers_annotation, cluster_ips,
-    external_name, is_headless, is_label, pick, protocol_of,
+use crate::{
+    pods,
+    records::{
+        ANSWERS_ANNOTATION, Family, HEADLESS, SERVICE_NAME_LABEL, answers_annotation, cluster_ips,
+        external_name, is_headless, is_label, pick, protocol_of,
+    },
 };
 
 /// How much harm a problem does.
@@ -163,10 +169,10 @@ fn port(
     problems
 }
 
-/// What is wrong with an EndpointSlice.
-pub fn endpoint_slice(slice: &EndpointSlice) -> Vec<Problem> {
+/// The name and the namespace of an object whose name is a subdomain.
+fn subdomain_metadata(metadata: &ObjectMeta) -> Vec<Problem> {
     let mut problems = Vec::new();
-    match &slice.metadata.name {
+    match &metadata.name {
         None => problems.push(error("metadata.name", "is missing")),
         Some(name) if !is_subdomain(name) => {
             let message = format!(
@@ -176,7 +182,28 @@ pub fn endpoint_slice(slice: &EndpointSlice) -> Vec<Problem> {
         }
         Some(_) => {}
     }
-    problems.extend(namespace(&slice.metadata));
+    problems.extend(namespace(metadata));
+    problems
+}
+
+/// What is wrong with a Pod, as far as it matters here: its names and its addresses.
+pub fn pod(pod: &Pod) -> Vec<Problem> {
+    let mut problems = subdomain_metadata(&pod.metadata);
+    problems.extend(pod_addresses(pod));
+    problems
+}
+
+/// What is wrong with a Pod's addresses.
+pub(crate) fn pod_addresses(pod: &Pod) -> Vec<Problem> {
+    let written = pod.status.iter().flat_map(pods::written);
+    written
+        .filter_map(|(field, text)| Some(error(field, pods::parse(text).err()?)))
+        .collect()
+}
+
+/// What is wrong with an EndpointSlice.
+pub fn endpoint_slice(slice: &EndpointSlice) -> Vec<Problem> {
+    let mut problems = subdomain_metadata(&slice.metadata);
     let service = slice
         .metadata
         .labels
@@ -346,6 +373,30 @@ mod tests {
         assert_eq!(of_service(name.clone(), both), ["Error spec.clusterIPs[1]"]);
         let unequal = json!({"clusterIP": "fd00::2", "clusterIPs": ["fd00::1"]});
         assert_eq!(of_service(name, unequal), ["Error spec.clusterIPs[0]"]);
+    }
+
+    #[test]
+    fn each_field_of_a_pod_is_checked() {
+        let of_pod = |metadata: Value, status: Value| {
+            let object =
+                json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": status});
+            summary(pod(&from_value(object).unwrap()))
+        };
+        let name = json!({"name": "web-1.a", "namespace": "shop"});
+        assert_eq!(of_pod(name.clone(), Value::Null), [""; 0]);
+        let good = json!({"podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]});
+        assert_eq!(of_pod(name, good), [""; 0]);
+        let odd = json!({"podIP": "10.0.0", "podIPs": [{"ip": "fd00::1"}, {"ip": ""}]});
+        let expected = [
+            "Error metadata.name",
+            "Error metadata.namespace",
+            "Error status.podIP",
+            "Error status.podIPs[1].ip",
+        ];
+        assert_eq!(
+            of_pod(json!({"name": "A", "namespace": "a.b"}), odd),
+            expected
+        );
     }
 
     #[test]

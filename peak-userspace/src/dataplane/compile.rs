@@ -231,8 +231,10 @@ mod tests {
     use super::*;
     use crate::{
         dataplane::memory::{HostMemory, HostTables},
+        pods::{PodKey, PodMode},
         snapshot::{
-            AddressSet, Endpoint, Pods, Port, Protocol, ServiceKey, ServiceRecords, SnapshotConfig,
+            AddressSet, Batch as Changed, Endpoint, Port, Protocol, ServiceKey, ServiceRecords,
+            SnapshotConfig,
         },
     };
 
@@ -532,7 +534,7 @@ mod tests {
         let first = Snapshot::empty(SnapshotConfig {
             zones: vec![name("cluster.local")],
             ttl: 5,
-            pods: Pods::Insecure,
+            pods: PodMode::Insecure,
             ..SnapshotConfig::default()
         });
         let (mut table, tables) = table(&first);
@@ -593,6 +595,53 @@ mod tests {
             third.with(vec![(ServiceKey::new("shop", "alias"), Some(alias))], now());
         table.apply(&fourth, &changes);
         assert_eq!(verdict(&tables), ask);
+    }
+
+    #[test]
+    fn verified_pods_are_answered_and_all_others_denied() {
+        let first = Snapshot::empty(SnapshotConfig {
+            zones: vec![name("cluster.local")],
+            ttl: 5,
+            pods: PodMode::Verified,
+            ..SnapshotConfig::default()
+        });
+        let (mut table, tables) = table(&first);
+        let runs = |runs| Changed {
+            pods: ["10.1.2.3", "fd00::1"]
+                .map(|address| PodKey {
+                    namespace: "shop".into(),
+                    address: address.parse().unwrap(),
+                })
+                .map(|key| (key, runs))
+                .into(),
+            ..Changed::default()
+        };
+        let (second, changes) = first.with(runs(true), now());
+        table.apply(&second, &changes);
+        let cases = [
+            ("10-1-2-3.shop.pod", Outcome::Records),
+            ("fd00--1.shop.pod", Outcome::NoData),
+            ("shop.pod", Outcome::NoData),
+            ("pod", Outcome::NoData),
+            ("10-1-2-4.shop.pod", Outcome::NxDomain),
+            ("x.10-1-2-3.shop.pod", Outcome::NxDomain),
+            ("10-1-2-3.db.pod", Outcome::NxDomain),
+        ];
+        let verdict = |path: &str| {
+            let name = name(&format!("{path}.cluster.local"));
+            query(&tables, &name, QueryType::A).0
+        };
+        for (path, outcome) in cases {
+            let answered = Verdict::Answered(QueryType::A, outcome);
+            assert_eq!(verdict(path), answered, "{path}");
+        }
+        let (third, changes) = second.with(runs(false), now());
+        table.apply(&third, &changes);
+        let denied = Verdict::Answered(QueryType::A, Outcome::NxDomain);
+        assert_eq!(
+            (verdict("10-1-2-3.shop.pod"), verdict("shop.pod")),
+            (denied, denied)
+        );
     }
 
     #[test]

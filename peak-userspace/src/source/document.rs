@@ -2,7 +2,10 @@
 
 use std::{cell::OnceCell, collections::BTreeSet, fmt::Write, sync::Arc};
 
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    core::v1::{Pod, Service},
+    discovery::v1::EndpointSlice,
+};
 use serde::{
     Deserialize, Deserializer,
     de::{DeserializeOwned, MapAccess, SeqAccess, Visitor},
@@ -12,6 +15,7 @@ use serde_saphyr::Spanned;
 
 use super::{Object, ObjectId};
 use crate::{
+    pods,
     records::is_label,
     validate::{self, Problem, Severity},
 };
@@ -37,7 +41,7 @@ pub(super) struct Document {
     pub(super) entries: Vec<Entry>,
 }
 
-/// A place at which a Service or an EndpointSlice stands.
+/// A place at which a Service, an EndpointSlice or a Pod stands.
 #[derive(Debug)]
 pub(super) enum Entry {
     Good(ObjectId, Object),
@@ -169,8 +173,18 @@ impl Reader<'_> {
                     problems: validate::endpoint_slice,
                 },
             ),
+            ("v1", "Pod") => self.typed(
+                path,
+                value,
+                Kind {
+                    id: ObjectId::pod,
+                    object: |pod: Pod| Object::Pod(pods::addresses(&pod)),
+                    problems: validate::pod,
+                },
+            ),
             ("v1", "List") => self.list(path, value, None),
             ("v1", "ServiceList") => self.list(path, value, Some(("v1", "Service"))),
+            ("v1", "PodList") => self.list(path, value, Some(("v1", "Pod"))),
             ("discovery.k8s.io/v1", "EndpointSliceList") => {
                 self.list(path, value, Some(("discovery.k8s.io/v1", "EndpointSlice")));
             }

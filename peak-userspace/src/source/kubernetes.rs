@@ -1,4 +1,5 @@
-//! Kubernetes' API as a source: Services, and the EndpointSlices that belong to one, listed and then watched.
+//! Kubernetes' API as a source: Services, the EndpointSlices that belong to one, and Pods if need be, listed and then
+//! watched.
 //!
 //! Nothing is published before all has been listed once. From then on what is known stays in force whatever becomes of
 //! the API server, and a new list replaces what is known when it is complete.
@@ -9,7 +10,10 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    core::v1::{Pod, Service},
+    discovery::v1::EndpointSlice,
+};
 use kube::{Client, Resource};
 use tokio::{
     sync::mpsc,
@@ -19,6 +23,7 @@ use tokio::{
 use self::reflector::{Change, Reflector};
 use super::{Batch, Kind, Object, ObjectId, Origin, Source, Store};
 use crate::{
+    pods::{self, PodMode},
     records::{RecordPolicy, SERVICE_NAME_LABEL},
     validate::{self, Severity},
 };
@@ -53,7 +58,7 @@ struct Watch {
 impl Watch {
     fn group(&self) -> &'static str {
         match self.kind {
-            Kind::Service => "",
+            Kind::Service | Kind::Pod => "",
             Kind::EndpointSlice => "discovery.k8s.io",
         }
     }
@@ -62,6 +67,7 @@ impl Watch {
         match self.kind {
             Kind::Service => "services",
             Kind::EndpointSlice => "endpointslices",
+            Kind::Pod => "pods",
         }
     }
 
@@ -78,14 +84,26 @@ impl Watch {
         match self.kind {
             Kind::Service => Service::url_path(&(), namespace),
             Kind::EndpointSlice => EndpointSlice::url_path(&(), namespace),
+            Kind::Pod => Pod::url_path(&(), namespace),
         }
     }
 
     /// A slice without this label belongs to no service.
-    fn selector(&self) -> Option<&'static str> {
+    fn label_selector(&self) -> Option<String> {
+        (self.kind == Kind::EndpointSlice).then(|| SERVICE_NAME_LABEL.to_owned())
+    }
+
+    /// Pods that have ended are many where jobs are, and have no address any more.
+    fn field_selector(&self) -> Option<String> {
+        let phases = pods::ENDED.map(|phase| format!("status.phase!={phase}"));
+        (self.kind == Kind::Pod).then(|| phases.join(","))
+    }
+
+    /// What grants to list and watch it.
+    fn role(&self) -> &'static str {
         match self.kind {
-            Kind::Service => None,
-            Kind::EndpointSlice => Some(SERVICE_NAME_LABEL),
+            Kind::Service | Kind::EndpointSlice => "deploy/rbac.yaml",
+            Kind::Pod => "deploy/rbac-pods.yaml",
         }
     }
 
@@ -113,7 +131,11 @@ impl fmt::Display for Watch {
 ///
 /// # Errors
 /// There is nothing that says where it is, or who we are.
-pub async fn watch(config: &KubernetesConfig, policy: RecordPolicy) -> Result<Source, AccessError> {
+pub async fn watch(
+    config: &KubernetesConfig,
+    policy: RecordPolicy,
+    pods: PodMode,
+) -> Result<Source, AccessError> {
     let (client, server) = config.access.client().await?;
     tracing::info!(server, "services come from the API server");
     Ok(start(
@@ -122,6 +144,7 @@ pub async fn watch(config: &KubernetesConfig, policy: RecordPolicy) -> Result<So
         Some(config.access.clone()),
         &config.namespaces,
         policy,
+        pods,
     ))
 }
 
@@ -131,7 +154,10 @@ fn start(
     access: Option<Access>,
     namespaces: &[String],
     policy: RecordPolicy,
+    pods: PodMode,
 ) -> Source {
+    let mut kinds = vec![Kind::Service, Kind::EndpointSlice];
+    kinds.extend((pods == PodMode::Verified).then_some(Kind::Pod));
     let namespaces: Vec<Option<Box<str>>> = match namespaces {
         [] => vec![None],
         some => some.iter().map(|name| Some(name.as_str().into())).collect(),
@@ -139,7 +165,7 @@ fn start(
     let watches: Vec<_> = namespaces
         .into_iter()
         .flat_map(|namespace| {
-            [Kind::Service, Kind::EndpointSlice].map(|kind| Watch {
+            kinds.iter().map(move |&kind| Watch {
                 kind,
                 namespace: namespace.clone(),
             })
@@ -254,6 +280,8 @@ impl Cluster {
         let problems = match &object {
             Object::Service(service) => validate::service(service),
             Object::EndpointSlice(slice) => validate::endpoint_slice(slice),
+            // What is wrong with one was said when it was read.
+            Object::Pod(_) => Vec::new(),
         };
         for problem in problems {
             let validate::Problem { field, message, .. } = &problem;

@@ -153,6 +153,7 @@ pub(crate) struct Inventory {
     pub(crate) files: usize,
     pub(crate) services: usize,
     pub(crate) endpoint_slices: usize,
+    pub(crate) pods: usize,
     pub(crate) diagnostics: Vec<Diagnostic>,
     /// Other kinds of object that are there, as `apiVersion kind`.
     pub(crate) skipped: BTreeSet<String>,
@@ -172,6 +173,7 @@ pub(crate) fn read(root: &Path) -> Result<Inventory, ManifestsError> {
         files: folder.files.len(),
         services: count(Kind::Service),
         endpoint_slices: count(Kind::EndpointSlice),
+        pods: count(Kind::Pod),
         diagnostics: scan.diagnostics,
         skipped: std::mem::take(&mut folder.skipped),
         batch: folder.store.take_batch(),
@@ -291,7 +293,7 @@ impl Scan {
         }
         for kind in &self.newly_skipped {
             tracing::info!(
-                "objects of the kind {kind} are skipped: only v1 Service and discovery.k8s.io/v1 EndpointSlice matter here"
+                "objects of the kind {kind} are skipped: only v1 Service, v1 Pod and discovery.k8s.io/v1 EndpointSlice matter here"
             );
         }
     }
@@ -871,6 +873,7 @@ mod tests {
             for (key, records) in batch
                 .expect("a batch within 10 s")
                 .expect("a running source")
+                .services
             {
                 match records {
                     Some(records) => {
@@ -934,6 +937,45 @@ mod tests {
         .await;
         assert_eq!(watched.state(), "a: fd00::1; b: fd00::2; c: ");
         assert_eq!(Watched::new(&[]).await.state(), "");
+    }
+
+    #[tokio::test]
+    async fn pods_are_read_too() {
+        let pod = |address: &str| {
+            let metadata = "{namespace: shop, name: web-1}";
+            format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {metadata}\nstatus: {{phase: Running, podIP: {address}}}\n"
+            )
+        };
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("pod.yaml");
+        fs::write(&path, pod("fd00::1")).unwrap();
+        let mut source = watch(folder.path(), RecordPolicy::default()).unwrap();
+        let mut next = async || {
+            let batch = tokio::time::timeout(Duration::from_secs(10), source.next()).await;
+            let Batch { services, pods } = batch.expect("a batch within 10 s").unwrap();
+            assert_eq!(services, []);
+            let pods = pods.into_iter();
+            pods.map(|(key, runs)| format!("{key} {runs}"))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(next().await, ["fd00::1 of shop true"]);
+        // One that is broken leaves the old one in force.
+        fs::write(&path, pod("fd00::x")).unwrap();
+        fs::write(
+            folder.path().join("list.json"),
+            r#"{"apiVersion": "v1", "kind": "PodList", "items": [
+            {"metadata": {"name": "a"}, "status": {"podIPs": [{"ip": "10.0.0.1"}]}},
+            {"metadata": {"name": "b"}, "status": {"phase": "Succeeded", "podIP": "10.0.0.2"}}
+        ]}"#,
+        )
+        .unwrap();
+        assert_eq!(next().await, ["10.0.0.1 of default true"]);
+        fs::write(&path, pod("fd00::2")).unwrap();
+        assert_eq!(
+            next().await,
+            ["fd00::1 of shop false", "fd00::2 of shop true"]
+        );
     }
 
     #[tokio::test]

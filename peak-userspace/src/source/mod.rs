@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
 };
@@ -12,18 +13,17 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use self::kubernetes::{Health, WatchFigures};
+pub use crate::snapshot::Batch;
 use crate::{
+    pods::PodStore,
     records::{RecordPolicy, SERVICE_NAME_LABEL, records_for},
-    snapshot::{ServiceKey, ServiceRecords},
+    snapshot::ServiceKey,
 };
 
 mod document;
 pub mod kubernetes;
 pub mod manifests;
 mod watches;
-
-/// The services that changed, each with all it publishes now, or `None` if it is gone.
-pub type Batch = Vec<(ServiceKey, Option<ServiceRecords>)>;
 
 /// A running source.
 pub struct Source {
@@ -109,6 +109,7 @@ pub enum SourceState {
 enum Kind {
     Service,
     EndpointSlice,
+    Pod,
 }
 
 /// Which object it is.
@@ -135,6 +136,14 @@ impl ObjectId {
             name,
         }
     }
+
+    fn pod(namespace: Box<str>, name: Box<str>) -> Self {
+        Self {
+            kind: Kind::Pod,
+            namespace,
+            name,
+        }
+    }
 }
 
 impl fmt::Display for ObjectId {
@@ -148,6 +157,8 @@ impl fmt::Display for ObjectId {
 enum Object {
     Service(Arc<Service>),
     EndpointSlice(Arc<EndpointSlice>),
+    /// Of a pod only its addresses matter.
+    Pod(Arc<[IpAddr]>),
 }
 
 /// The objects by service, and which services they changed since the last batch.
@@ -159,6 +170,7 @@ struct Store {
     /// The service that each slice belongs to.
     owners: HashMap<ObjectId, ServiceKey>,
     touched: BTreeSet<ServiceKey>,
+    pods: PodStore,
 }
 
 impl Store {
@@ -201,6 +213,14 @@ impl Store {
                 });
                 self.set_slice(id, owner.zip(slice))
             }
+            Kind::Pod => {
+                let addresses = match object {
+                    Some(Object::Pod(addresses)) => Some(addresses),
+                    _ => None,
+                };
+                self.pods
+                    .set((id.namespace.clone(), id.name.clone()), addresses)
+            }
         }
     }
 
@@ -242,18 +262,20 @@ impl Store {
             .services
             .keys()
             .map(|key| ObjectId::service(key.namespace.clone(), key.name.clone()));
+        let pods = self.pods.ids().cloned();
         services
             .chain(self.owners.keys().cloned())
+            .chain(pods.map(|(namespace, name)| ObjectId::pod(namespace, name)))
             .filter(wanted)
             .collect()
     }
 
     /// Whether the next batch would say anything.
     fn has_changes(&self) -> bool {
-        !self.touched.is_empty()
+        !self.touched.is_empty() || self.pods.has_changes()
     }
 
-    /// What the services that were touched since the last batch publish now.
+    /// What the services that were touched since the last batch publish now, and the pods.
     fn take_batch(&mut self) -> Batch {
         let touched = std::mem::take(&mut self.touched);
         let records = |key: &ServiceKey| {
@@ -261,13 +283,14 @@ impl Store {
             let slices = self.slices.get(key).into_iter().flat_map(BTreeMap::values);
             Some(records_for(service, slices.map(Arc::as_ref), &self.policy))
         };
-        touched
-            .into_iter()
-            .map(|key| {
-                let records = records(&key);
-                (key, records)
-            })
-            .collect()
+        let services = touched.into_iter().map(|key| {
+            let records = records(&key);
+            (key, records)
+        });
+        Batch {
+            services: services.collect(),
+            pods: self.pods.take_batch(),
+        }
     }
 }
 
@@ -276,6 +299,7 @@ mod tests {
     use serde_json::{from_value, json};
 
     use super::*;
+    use crate::snapshot::ServiceRecords;
 
     fn service() -> Object {
         let object = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"clusterIP": "None"}});
@@ -297,7 +321,7 @@ mod tests {
             Some(records) => format!("{} {:?}", key.name, records.addresses.v6),
             None => format!("{} gone", key.name),
         };
-        batch.into_iter().map(one).collect()
+        batch.services.into_iter().map(one).collect()
     }
 
     #[test]
@@ -318,7 +342,7 @@ mod tests {
         store.set(&two, Some(slice("web", "fd00::2")));
         store.set(&ObjectId::service("b".into(), "web".into()), None);
         store.set(&ObjectId::endpoint_slice("b".into(), "1".into()), None);
-        assert_eq!(store.take_batch(), []);
+        assert_eq!(store.take_batch(), Batch::default());
         // A slice goes over to another service; then all goes.
         store.set(&two, Some(slice("other", "fd00::2")));
         assert_eq!(summary(store.take_batch()), ["other gone", "web [fd00::1]"]);
@@ -328,5 +352,20 @@ mod tests {
         store.set(&web, None);
         assert_eq!(summary(store.take_batch()), ["web gone"]);
         assert!(store.slices.is_empty() && store.owners.is_empty() && store.services.is_empty());
+    }
+
+    #[test]
+    fn pods_are_in_batches_of_their_own() {
+        let id = ObjectId::pod("a".into(), "web-1".into());
+        let pod = Object::Pod([IpAddr::from([10, 0, 0, 1])].into());
+        let mut store = Store::default();
+        assert!(store.set(&id, Some(pod.clone())));
+        assert!(!store.set(&id, Some(pod)) && store.has_changes());
+        assert_eq!(store.ids(|_| true), [id.clone()].into());
+        let Batch { services, pods } = store.take_batch();
+        assert_eq!((services, pods[0].1, pods.len()), (Vec::new(), true, 1));
+        store.set(&id, None);
+        assert_eq!(store.take_batch().pods, [(pods[0].0.clone(), false)]);
+        assert!(!store.has_changes());
     }
 }

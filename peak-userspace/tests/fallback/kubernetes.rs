@@ -13,8 +13,9 @@ use peak_userspace::{
         answer::{Policy, Reaction, answer},
     },
     name::Name,
+    pods::{PodKey, PodMode},
     records::{RecordPolicy, SERVICE_NAME_LABEL, records_for},
-    snapshot::{Change, Pods, ServiceKey, Snapshot, SnapshotConfig},
+    snapshot::{Batch, Change, ServiceKey, Snapshot, SnapshotConfig},
 };
 use serde_json::{Value, from_value, json};
 
@@ -30,7 +31,8 @@ const SRV: u16 = 33;
 struct Cluster {
     services: Vec<(Service, Vec<EndpointSlice>)>,
     policy: RecordPolicy,
-    pods: Pods,
+    pods: PodMode,
+    running: Vec<(&'static str, &'static str)>,
     reverse: Vec<&'static str>,
 }
 
@@ -58,6 +60,13 @@ impl Cluster {
             let records = records_for(service, slices, &self.policy);
             (ServiceKey::new("shop", name), Some(records))
         });
+        let pods = self.running.iter().map(|&(namespace, address)| {
+            let key = PodKey {
+                namespace: namespace.into(),
+                address: address.parse().unwrap(),
+            };
+            (key, true)
+        });
         Snapshot::empty(SnapshotConfig {
             zones: vec![ZONE.parse().unwrap()],
             ttl: TTL,
@@ -69,7 +78,13 @@ impl Cluster {
                 .collect(),
             pods: self.pods,
         })
-        .with(updates.collect(), std::time::UNIX_EPOCH)
+        .with(
+            Batch {
+                services: updates.collect(),
+                pods: pods.collect(),
+            },
+            std::time::UNIX_EPOCH,
+        )
     }
 
     fn octets(&self, name: &str, qtype: u16, transport: Transport, draw: u32) -> Vec<u8> {
@@ -622,7 +637,7 @@ fn s_pods_have_no_names_by_default() {
 #[test]
 fn c_insecure_pods_are_what_their_names_spell() {
     let mut web = web();
-    web.pods = Pods::Insecure;
+    web.pods = PodMode::Insecure;
     assert_eq!(web.ask("10-1-2-3.shop.pod.cluster.local", A), ["10.1.2.3"]);
     assert_eq!(web.ask("10-1-2-3.shop.pod.cluster.local", AAAA), ["NODATA"]);
     assert_eq!(web.ask("fd00--1.shop.pod.cluster.local", AAAA), ["fd00::1"]);
@@ -634,6 +649,40 @@ fn c_insecure_pods_are_what_their_names_spell() {
     for no_address in ["10-1-2", "10-1-2-256", "web-0", "x.10-1-2-3"] {
         let name = format!("{no_address}.shop.pod.cluster.local");
         assert_eq!(web.ask(&name, A), ["NXDOMAIN"], "{name}");
+    }
+}
+
+#[test]
+fn c_verified_pods_are_those_that_run_in_the_namespace() {
+    let mut web = web();
+    web.pods = PodMode::Verified;
+    web.running = vec![
+        ("shop", "10.1.2.3"),
+        ("shop", "fd00::1"),
+        ("db", "10.1.2.4"),
+    ];
+    for name in ["10-1-2-3.shop", "10-1-2-4.db"] {
+        let address = name.split('.').next().unwrap().replace('-', ".");
+        let name = format!("{name}.pod.cluster.local");
+        assert_eq!(web.ask(&name, A), [address]);
+        assert_eq!(web.ask(&name, AAAA), ["NODATA"]);
+    }
+    assert_eq!(web.ask("fd00--1.shop.pod.cluster.local", AAAA), ["fd00::1"]);
+    for name in ["shop.pod", "db.pod", "pod"] {
+        let name = format!("{name}.cluster.local");
+        assert_eq!(web.ask(&name, A), ["NODATA"], "{name}");
+    }
+    for nobody in [
+        "10-1-2-4.shop",
+        "10-1-2-3.db",
+        "fd00-0-0-0-0-0-0-1.shop",
+        "web-0.shop",
+        "default",
+    ] {
+        let name = format!("{nobody}.pod.cluster.local");
+        for qtype in [A, AAAA, SRV] {
+            assert_eq!(web.ask(&name, qtype), ["NXDOMAIN"], "{name}");
+        }
     }
 }
 

@@ -82,9 +82,10 @@ impl fmt::Display for Trouble {
             Self::Forbidden(watch, why) => write!(
                 f,
                 "the API server forbids (403) to list and watch {watch}: {why}; missing is the rule {{apiGroups: \
-                 [{:?}], resources: [{:?}], verbs: [\"list\", \"watch\"]}}, which deploy/rbac.yaml grants",
+                 [{:?}], resources: [{:?}], verbs: [\"list\", \"watch\"]}}, which {} grants",
                 watch.group(),
                 watch.resource(),
+                watch.role(),
             ),
             Self::Overloaded(why) => write!(f, "the API server asks to come later (429): {why}"),
             Self::Failing(why) => write!(f, "the API server fails: {why}"),

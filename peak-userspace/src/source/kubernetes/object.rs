@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
     api::{
-        core::v1::{Service, ServicePort, ServiceSpec},
+        core::v1::{Pod, PodIP, PodStatus, Service, ServicePort, ServiceSpec},
         discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -14,8 +14,10 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 use crate::{
+    pods,
     records::SERVICE_NAME_LABEL,
     source::{Kind, Object, ObjectId},
+    validate::{self, Problem},
 };
 
 /// The annotations that mean something to Peak begin with this.
@@ -116,6 +118,14 @@ pub(super) fn read(kind: Kind, json: &RawValue) -> Result<Read, String> {
         Kind::EndpointSlice => typed::<SlimSlice>(json).map(|slim| {
             let (id, version) = slim.metadata.identity(kind);
             (id, Object::EndpointSlice(Arc::new(slim.into())), version)
+        }),
+        Kind::Pod => typed::<SlimPod>(json).and_then(|slim| {
+            let (id, version) = slim.metadata.identity(kind);
+            let pod = slim.into();
+            match validate::pod_addresses(&pod).into_iter().next() {
+                None => Ok((id, Object::Pod(pods::addresses(&pod)), version)),
+                Some(Problem { field, message, .. }) => Err(format!("{field}: {message}")),
+            }
         }),
     }
 }
@@ -285,6 +295,37 @@ impl From<SlimSlice> for EndpointSlice {
     }
 }
 
+#[derive(Deserialize)]
+struct SlimPod {
+    metadata: SlimMeta,
+    status: Option<SlimPodStatus>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SlimPodStatus {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<Vec<PodIP>>,
+}
+
+impl From<SlimPod> for Pod {
+    fn from(slim: SlimPod) -> Self {
+        Self {
+            metadata: slim.metadata.into(),
+            spec: None,
+            status: slim.status.map(|slim| PodStatus {
+                phase: slim.phase,
+                pod_ip: slim.pod_ip,
+                pod_ips: slim.pod_ips,
+                ..PodStatus::default()
+            }),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json, value::to_raw_value};
@@ -353,6 +394,32 @@ mod tests {
             "ports": [{"name": "http", "port": 80, "protocol": "TCP"}],
         });
         assert_eq!(serde_json::to_value(&*slice).unwrap(), expected);
+    }
+
+    #[test]
+    fn of_a_pod_only_its_addresses_are_read() {
+        let pod = json!({
+            "metadata": {"name": "web-1", "namespace": "shop", "resourceVersion": "9"},
+            "spec": {"containers": 1, "hostNetwork": true},
+            "status": {
+                "phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}],
+                "hostIP": "192.0.2.1", "conditions": 1,
+            },
+        });
+        let (id, object, version) = read(Kind::Pod, pod).unwrap();
+        assert_eq!(
+            (&*id.to_string(), version.as_deref()),
+            ("Pod shop/web-1", Some("9"))
+        );
+        let addresses = ["10.0.0.1", "fd00::1"].map(|address| address.parse().unwrap());
+        assert_eq!(object, Object::Pod(addresses.into()));
+        let pending = json!({"metadata": {"name": "web-2", "namespace": "shop"}});
+        assert_eq!(read(Kind::Pod, pending).unwrap().1, Object::Pod([].into()));
+        let odd = json!({
+            "metadata": {"name": "web-1", "namespace": "shop"}, "status": {"podIPs": [{"ip": "10.0.0"}]},
+        });
+        let error = read(Kind::Pod, odd).unwrap_err();
+        assert_eq!(error, "status.podIPs[0].ip: \"10.0.0\" is no IP address");
     }
 
     #[test]

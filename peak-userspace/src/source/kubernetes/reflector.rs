@@ -172,7 +172,8 @@ impl Reflector {
     async fn list(&self) -> Result<String, Failure> {
         let (mut objects, mut unreadable) = (Vec::new(), Vec::new());
         let mut parameters = ListParams {
-            label_selector: self.watch.selector().map(str::to_owned),
+            label_selector: self.watch.label_selector(),
+            field_selector: self.watch.field_selector(),
             limit: Some(PAGE),
             ..ListParams::default()
         };
@@ -210,11 +211,11 @@ impl Reflector {
         // Random, lest all agents come back at once.
         let more = rand::random::<u32>() % (WATCH / 2);
         let parameters = WatchParams {
-            label_selector: self.watch.selector().map(str::to_owned),
+            label_selector: self.watch.label_selector(),
+            field_selector: self.watch.field_selector(),
             timeout: Some(WATCH + more),
             bookmarks: true,
             send_initial_events: position.version.is_none(),
-            ..WatchParams::default()
         };
         // A list without a version is one that is up to date, not whatever the server has at hand.
         let version = position.version.as_deref().unwrap_or_default();

@@ -21,6 +21,7 @@ use tokio::{
 
 use super::*;
 use crate::{
+    pods::PodKey,
     snapshot::{ServiceKey, ServiceRecords},
     source::{SourceFigures, SourceState},
 };
@@ -44,6 +45,10 @@ struct Stream(mpsc::UnboundedSender<io::Result<String>>);
 
 /// An agent's source, and the server that it asks.
 fn source(namespaces: &[&str]) -> (Source, Server) {
+    source_with(namespaces, PodMode::Insecure)
+}
+
+fn source_with(namespaces: &[&str], pods: PodMode) -> (Source, Server) {
     let (sender, requests) = mpsc::unbounded_channel();
     let service = tower::service_fn(move |request: Request<ClientBody>| {
         let (answer, answered) = oneshot::channel();
@@ -72,6 +77,7 @@ fn source(namespaces: &[&str]) -> (Source, Server) {
             None,
             &namespaces,
             RecordPolicy::default(),
+            pods,
         ),
         server,
     )
@@ -175,6 +181,14 @@ fn bookmark(version: &str) -> Value {
     json!({"metadata": {"resourceVersion": version}})
 }
 
+fn pod(name: &str, addresses: &[&str]) -> Value {
+    let ips: Vec<_> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
+    json!({
+        "metadata": {"name": name, "namespace": "shop", "resourceVersion": "13"},
+        "status": {"phase": "Running", "podIP": addresses[0], "podIPs": ips},
+    })
+}
+
 fn service(name: &str) -> Value {
     service_in("shop", name)
 }
@@ -206,7 +220,10 @@ async fn batch(source: &mut Source) -> Vec<String> {
         Some(records) => format!("{} {:?}", key.name, records.addresses.v6),
         None => format!("{} gone", key.name),
     };
-    batch.expect("a source").into_iter().map(one).collect()
+    let Batch { services, pods } = batch.expect("a source");
+    let pod = |(PodKey { namespace, address }, runs)| format!("{namespace} {address} {runs}");
+    let services = services.into_iter().map(one);
+    services.chain(pods.into_iter().map(pod)).collect()
 }
 
 async fn no_batch(source: &mut Source, within: Duration) {
@@ -266,6 +283,54 @@ async fn nothing_is_published_before_all_is_listed() {
     let figures = figures(&source);
     assert_eq!(figures.state, SourceState::Current);
     assert!(figures.age_seconds.is_some_and(|age| age < 1.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_are_watched_where_their_names_are_verified() {
+    let (mut source, mut server) = source_with(&[], PodMode::Verified);
+    let _watches = server.sync(&[service("web")], &[]).await;
+    no_batch(&mut source, MOMENT).await;
+    let pods = server.asked("/pods").await;
+    assert_eq!(pods.path, "/api/v1/pods");
+    let running =
+        "status.phase%21%3DSucceeded%2Cstatus.phase%21%3DFailed%2Cstatus.phase%21%3DUnknown";
+    assert_eq!(pods.parameter("fieldSelector"), Some(running));
+    assert_eq!(pods.parameter("labelSelector"), None);
+    let pods = pods.stream_list(&[pod("web-1", &["10.0.0.1", "fd00::1"])], "10");
+    let first = ["web []", "shop 10.0.0.1 true", "shop fd00::1 true"];
+    assert_eq!(batch(&mut source).await, first);
+
+    pods.event("MODIFIED", &pod("web-1", &["10.0.0.1"]));
+    assert_eq!(batch(&mut source).await, ["shop fd00::1 false"]);
+    // Nothing that matters, and what can't be read.
+    pods.event("MODIFIED", &pod("web-1", &["10.0.0.1"]));
+    pods.event("MODIFIED", &pod("web-1", &["10.0.0.256"]));
+    no_batch(&mut source, MOMENT).await;
+    assert_eq!(figures(&source).watches[2].unreadable, 1);
+    pods.event("DELETED", &pod("web-1", &["10.0.0.1"]));
+    assert_eq!(batch(&mut source).await, ["shop 10.0.0.1 false"]);
+
+    // A new list replaces what is known, page by page as well.
+    pods.event("ADDED", &pod("web-2", &["fd00::2"]));
+    assert_eq!(batch(&mut source).await, ["shop fd00::2 true"]);
+    drop(pods);
+    server.asked("/pods").await.refuse(410, &[], "gone");
+    server.asked("/pods").await.refuse(422, &[], "no streams");
+    let list = server.asked("/pods").await;
+    assert_eq!(list.parameter("fieldSelector"), Some(running));
+    list.page(&[pod("web-3", &["fd00::3"])], "20", "");
+    let replaced = ["shop fd00::2 false", "shop fd00::3 true"];
+    assert_eq!(batch(&mut source).await, replaced);
+
+    server.asked("/pods").await.refuse(403, &[], "forbidden");
+    eventually(|| troubles(&source) == ["forbidden"]).await;
+    let said = figures(&source).watches[2].trouble.clone().unwrap();
+    for part in [
+        r#"{apiGroups: [""], resources: ["pods"], verbs: ["list", "watch"]}"#,
+        "deploy/rbac-pods.yaml",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -643,9 +708,9 @@ async fn a_server_that_is_not_there_is_unreachable() {
     drop(listener);
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), kubeconfig(&server, "t")).unwrap();
-    let source = watch(&through(file.path()), RecordPolicy::default())
-        .await
-        .unwrap();
+    let config = through(file.path());
+    let source = watch(&config, RecordPolicy::default(), PodMode::Disabled).await;
+    let source = source.unwrap();
     eventually(|| troubles(&source) == ["unreachable"]).await;
     let said = figures(&source).watches[0].trouble.clone();
     assert!(said.unwrap_or_default().contains("refused"));
@@ -683,9 +748,9 @@ async fn a_token_that_was_replaced_is_read_anew() {
     });
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), kubeconfig(&server, "old")).unwrap();
-    let mut source = watch(&through(file.path()), RecordPolicy::default())
-        .await
-        .unwrap();
+    let config = through(file.path());
+    let source = watch(&config, RecordPolicy::default(), PodMode::Disabled).await;
+    let mut source = source.unwrap();
     eventually(|| troubles(&source) == ["credentials"]).await;
     std::fs::write(file.path(), kubeconfig(&server, "new")).unwrap();
     assert_eq!(batch(&mut source).await, [""; 0]);
