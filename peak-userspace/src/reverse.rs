@@ -96,9 +96,18 @@ pub(crate) fn range_of(name: &[u8]) -> Option<IpNet> {
 pub(crate) struct Publisher {
     address: IpAddr,
     pub(crate) service: Arc<ServiceKey>,
-    /// The hostname of the endpoint that has the address; one without is named after the address. Of a service that is
-    /// not headless `None` stands for the service itself.
-    pub(crate) hostname: Option<Arc<str>>,
+    pub(crate) holder: Holder,
+}
+
+/// Who has an address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Holder {
+    /// The service itself.
+    Service,
+    /// An endpoint without a hostname, which is named after the address.
+    Unnamed,
+    /// An endpoint with this hostname.
+    Named(Arc<str>),
 }
 
 /// Who publishes which address, for PTR. A persistent set: a copy shares all that did not change.
@@ -113,7 +122,7 @@ impl Publishers {
         let first = Publisher {
             address: range.network(),
             service: Arc::clone(&FIRST),
-            hostname: None,
+            holder: Holder::Service,
         };
         self.0
             .range(first..)
@@ -128,10 +137,10 @@ impl Publishers {
         new: Option<&ServiceRecords>,
     ) {
         let service = Arc::new(key.clone());
-        let publisher = |(address, hostname)| Publisher {
+        let publisher = |(address, holder)| Publisher {
             address,
             service: Arc::clone(&service),
-            hostname,
+            holder,
         };
         let nothing = ServiceRecords::default();
         let (old, new) = (old.unwrap_or(&nothing), new.unwrap_or(&nothing));
@@ -149,18 +158,10 @@ impl Publishers {
             gone.chain(come).collect()
         };
         for (gone, come) in pairs {
-            for publisher in gone
-                .into_iter()
-                .flat_map(|one| of_endpoint(old, one))
-                .map(publisher)
-            {
+            for publisher in gone.into_iter().flat_map(of_endpoint).map(publisher) {
                 self.0.remove(&publisher);
             }
-            for publisher in come
-                .into_iter()
-                .flat_map(|one| of_endpoint(new, one))
-                .map(publisher)
-            {
+            for publisher in come.into_iter().flat_map(of_endpoint).map(publisher) {
                 self.0.insert(publisher);
             }
         }
@@ -168,21 +169,21 @@ impl Publishers {
 }
 
 /// The addresses that are the service's own.
-fn own(records: &ServiceRecords) -> impl Iterator<Item = (IpAddr, Option<Arc<str>>)> {
+fn own(records: &ServiceRecords) -> impl Iterator<Item = (IpAddr, Holder)> {
     let own = (!records.headless).then(|| records.addresses.iter());
-    own.into_iter().flatten().map(|address| (address, None))
+    let own = own.into_iter().flatten();
+    own.map(|address| (address, Holder::Service))
 }
 
-/// The addresses of an endpoint: that of a service with an address of its own has to have a hostname, or every pod
-/// would be named after each such service that selects it.
-fn of_endpoint(
-    records: &ServiceRecords,
-    endpoint: &Endpoint,
-) -> impl Iterator<Item = (IpAddr, Option<Arc<str>>)> {
-    endpoint.addresses.iter().filter_map(|address| {
-        let is_generated = *generated_label(address) == *endpoint.label;
-        let hostname = (!is_generated).then(|| Arc::clone(&endpoint.label));
-        (records.headless || hostname.is_some()).then_some((address, hostname))
+/// The addresses of an endpoint.
+fn of_endpoint(endpoint: &Endpoint) -> impl Iterator<Item = (IpAddr, Holder)> {
+    endpoint.addresses.iter().map(|address| {
+        let holder = if *generated_label(address) == *endpoint.label {
+            Holder::Unnamed
+        } else {
+            Holder::Named(Arc::clone(&endpoint.label))
+        };
+        (address, holder)
     })
 }
 

@@ -20,7 +20,7 @@ use crate::{
     name::{Folded, Name, NameError, labels, offset_of},
     pods::{self, PodKey, PodMode, Running},
     records::{generated_label, is_label},
-    reverse::{self, Publishers},
+    reverse::{self, Holder, Publishers},
 };
 
 /// What a service is called. Both parts are labels in lower case, as Kubernetes wants them.
@@ -826,17 +826,20 @@ impl Snapshot {
             return node;
         };
         for publisher in self.publishers.within(range) {
-            let Some(records) = self.services.get(&*publisher.service) else {
-                continue;
-            };
             let ServiceKey { namespace, name } = &*publisher.service;
             let service = [name.as_bytes(), namespace.as_bytes(), SVC];
-            if publisher.hostname.is_none() && !records.headless {
-                node.pointers = zone.name.descendant(&service).into_iter().collect();
-                break;
-            }
-            let generated = generated_label(range.addr());
-            let label = publisher.hostname.as_deref().unwrap_or(&generated);
+            let generated;
+            let label = match &publisher.holder {
+                Holder::Service => {
+                    node.pointers = zone.name.descendant(&service).into_iter().collect();
+                    break;
+                }
+                Holder::Named(hostname) => &**hostname,
+                Holder::Unnamed => {
+                    generated = generated_label(range.addr());
+                    &*generated
+                }
+            };
             let [a, b, c] = service;
             node.pointers
                 .extend(zone.name.descendant(&[label.as_bytes(), a, b, c]));

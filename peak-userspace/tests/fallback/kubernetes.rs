@@ -476,9 +476,8 @@ fn c_one_ptr_for_each_service_that_selects_the_address() {
     let expected =
         ["one", "own", "two"].map(|service| format!("a.{service}.shop.svc.cluster.local."));
     assert_eq!(cluster.ask(&reverse("fd00:244::1"), PTR), expected);
-    // A service with an address of its own names those of its endpoints that have a hostname.
-    let expected =
-        ["one", "two"].map(|service| format!("fd00-244--2.{service}.shop.svc.cluster.local."));
+    let expected = ["one", "own", "two"]
+        .map(|service| format!("fd00-244--2.{service}.shop.svc.cluster.local."));
     assert_eq!(cluster.ask(&reverse("fd00:244::2"), PTR), expected);
 }
 
