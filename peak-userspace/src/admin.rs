@@ -321,6 +321,13 @@ fn status_text(status: &Value) -> String {
             ),
         );
     }
+    if source["bad_annotations"] != 0 {
+        let bad = &source["bad_annotations"];
+        line(
+            "",
+            format!("{bad} services with a peak/answers that makes no sense"),
+        );
+    }
     let kernel = &status["kernel"];
     if kernel.is_object() {
         let table = &kernel["table"];

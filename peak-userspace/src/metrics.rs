@@ -296,6 +296,12 @@ impl Metrics<'_> {
                 age,
             )?;
         }
+        self.gauge(
+            "source_bad_annotations",
+            "Services with a peak/answers that makes no sense: the agent's default applies.",
+            None,
+            source.bad_annotations as f64,
+        )?;
         if source.watches.is_empty() {
             return Ok(());
         }
@@ -494,5 +500,94 @@ impl Metrics<'_> {
                 .encode_counter::<NoLabelSet, _, u64>(&count, None)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Shows a source's figures alone.
+    #[derive(Debug)]
+    struct OfSource(SourceFigures);
+
+    impl Collector for OfSource {
+        fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
+            Metrics { encoder }.source(&self.0)
+        }
+    }
+
+    /// The samples, without what describes them.
+    fn samples(source: SourceFigures) -> Vec<String> {
+        let mut registry = Registry::with_prefix("peak");
+        registry.register_collector(Box::new(OfSource(source)));
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        samples.map(str::to_owned).collect()
+    }
+
+    fn watch(resource: &str, namespace: &str, count: u64) -> WatchFigures {
+        WatchFigures {
+            resource: resource.to_owned(),
+            namespace: Some(namespace.to_owned()),
+            listed: true,
+            lists: count,
+            events: 10 * count,
+            unreadable: 100 * count,
+            heard_seconds_ago: Some(1.0),
+            trouble: None,
+        }
+    }
+
+    #[test]
+    fn a_source_is_told_kind_by_kind() {
+        let cluster = SourceFigures {
+            kind: "kubernetes",
+            from: "https://server".to_owned(),
+            state: SourceState::Stale,
+            age_seconds: Some(2.5),
+            bad_annotations: 3,
+            troubles: vec![("unreachable", false), ("forbidden", true)],
+            watches: vec![
+                watch("services", "shop", 1),
+                watch("pods", "shop", 7),
+                watch("services", "web", 2),
+            ],
+        };
+        let expected = [
+            r#"peak_source_info{kind="kubernetes"} 1"#,
+            "peak_source_current 0.0",
+            "peak_source_age_seconds 2.5",
+            "peak_source_bad_annotations 3.0",
+            r#"peak_source_trouble{reason="unreachable"} 0.0"#,
+            r#"peak_source_trouble{reason="forbidden"} 1.0"#,
+            r#"peak_source_lists_total{resource="pods"} 7"#,
+            r#"peak_source_lists_total{resource="services"} 3"#,
+            r#"peak_source_events_total{resource="pods"} 70"#,
+            r#"peak_source_events_total{resource="services"} 30"#,
+            r#"peak_source_unreadable_objects_total{resource="pods"} 700"#,
+            r#"peak_source_unreadable_objects_total{resource="services"} 300"#,
+        ];
+        assert_eq!(samples(cluster), expected);
+    }
+
+    #[test]
+    fn a_folder_has_neither_age_nor_watches() {
+        let folder = SourceFigures {
+            kind: "manifests",
+            from: "/etc/peak".to_owned(),
+            state: SourceState::Current,
+            age_seconds: None,
+            bad_annotations: 0,
+            troubles: Vec::new(),
+            watches: Vec::new(),
+        };
+        let expected = [
+            r#"peak_source_info{kind="manifests"} 1"#,
+            "peak_source_current 1.0",
+            "peak_source_bad_annotations 0.0",
+        ];
+        assert_eq!(samples(folder), expected);
     }
 }

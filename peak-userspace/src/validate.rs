@@ -13,8 +13,8 @@ use k8s_openapi::{
 use crate::{
     pods,
     records::{
-        ANSWERS_ANNOTATION, Family, HEADLESS, SERVICE_NAME_LABEL, answers_annotation, cluster_ips,
-        external_name, is_headless, is_label, pick, protocol_of,
+        Family, HEADLESS, SERVICE_NAME_LABEL, answers_annotation, cluster_ips, external_name,
+        is_headless, is_label, pick, protocol_of,
     },
 };
 
@@ -55,6 +55,9 @@ fn warning(field: impl Into<String>, message: impl Into<String>) -> Problem {
     }
 }
 
+/// The field by which a service says how many addresses an answer gives.
+pub(crate) const ANSWERS_FIELD: &str = "metadata.annotations.peak/answers";
+
 /// What a label may look like, for messages.
 const LABEL_RULE: &str =
     "1 to 63 lower-case letters, digits and '-', with a letter or digit at both ends";
@@ -77,7 +80,7 @@ pub fn service(service: &Service) -> Vec<Problem> {
     problems.extend(namespace(&service.metadata));
     if let Some(Err(message)) = answers_annotation(service).map(pick) {
         problems.push(warning(
-            format!("metadata.annotations.{ANSWERS_ANNOTATION}"),
+            ANSWERS_FIELD,
             format!("{message}: the agent's default applies"),
         ));
     }
@@ -274,6 +277,7 @@ mod tests {
     use serde_json::{Value, from_value, json};
 
     use super::*;
+    use crate::records::ANSWERS_ANNOTATION;
 
     fn of_service(metadata: Value, spec: Value) -> Vec<String> {
         let object =
@@ -348,7 +352,7 @@ mod tests {
         let odd = json!({"name": "web", "annotations": {ANSWERS_ANNOTATION: "some"}});
         assert_eq!(
             of_service(odd, json!({"clusterIP": "None"})),
-            ["Warning metadata.annotations.peak/answers"]
+            [format!("Warning metadata.annotations.{ANSWERS_ANNOTATION}")]
         );
         let ports = json!({"clusterIP": "None", "ports": [
             {"name": "http", "port": 80}, {"port": 0}, {"name": "a.b", "port": 1, "protocol": "QUIC"},

@@ -7,6 +7,7 @@ mod control_plane;
 mod coredns;
 mod dns;
 mod frames;
+mod http;
 mod namespace;
 mod peak;
 mod pod;
@@ -19,6 +20,7 @@ pub use self::{
     coredns::CoreDns,
     dns::{ask, connect, exchange, query},
     frames::{Datagram, Frames},
+    http::http_get,
     namespace::{Namespace, Net, join, scratch},
     peak::{Counted, Fallback, Interface, Peak, SnapshotSize, Source, Status, give_away},
     pod::Pod,

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::{Read, Write},
+    io::Read,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::unix::net::UnixListener,
     path::Path,
@@ -13,7 +13,9 @@ use std::{
 
 use anyhow::{Context, Result};
 use hickory_proto::{op::ResponseCode, rr::RecordType};
-use peak_tests::{Namespace, Net, Peak, ask, eventually, join, pass, program, scratch};
+use peak_tests::{
+    Namespace, Net, Peak, ask, eventually, http_get as get, join, pass, program, scratch,
+};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -48,18 +50,6 @@ fn dig(namespace: &Namespace, server: SocketAddr, arguments: &[&str]) -> Result<
     let mut lines: Vec<_> = std::str::from_utf8(&output.stdout)?.lines().collect();
     lines.sort_unstable();
     Ok(lines.join(" "))
-}
-
-/// What an HTTP server says, head and body.
-fn get(namespace: &Namespace, server: &str, path: &str) -> Result<String> {
-    let mut said = String::new();
-    let mut stream = namespace.run(|| TcpStream::connect(server))?;
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: peak\r\nConnection: close\r\n\r\n"
-    )?;
-    stream.read_to_string(&mut said)?;
-    Ok(said)
 }
 
 /// What Prometheus asks of names, and OpenMetrics 1.0 of the text: a family's TYPE and HELP once, before its samples;

@@ -22,7 +22,7 @@ use kube::{
     api::{DeleteParams, ListParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
-use peak_tests::{Component, ControlPlane, Namespace, Peak, Reach, ask, eventually};
+use peak_tests::{Component, ControlPlane, Namespace, Peak, Reach, ask, eventually, http_get};
 
 /// How long anything may take here, on a machine with much else to do.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -235,6 +235,99 @@ fn the_api_server_and_etcd_may_die() -> Result<()> {
     let again = log.matches("the API server is watched again").count();
     assert!((1..=4).contains(&lost) && (1..=4).contains(&again), "{log}");
     Ok(())
+}
+
+/// Metrics tell how the source fares; a `peak/answers` that makes no sense is counted there, and told once.
+#[test]
+fn what_is_wrong_is_counted_and_told_once() -> Result<()> {
+    let plane = ControlPlane::shared()?;
+    let service = |answers: &str, port: u16| {
+        format!(
+            r#"
+apiVersion: v1
+kind: Service
+metadata: {{namespace: told, name: web, annotations: {{peak/answers: "{answers}"}}}}
+spec: {{clusterIP: None, ipFamilyPolicy: SingleStack, ipFamilies: [IPv6], ports: [{{port: {port}}}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{namespace: told, name: web-1, labels: {{kubernetes.io/service-name: web}}}}
+addressType: IPv6
+endpoints: [{{addresses: ["fd00::1"]}}, {{addresses: ["fd00::2"]}}]
+"#
+        )
+    };
+    plane.apply(&service("some", 80))?;
+    let more = ["--namespace", "told", "--metrics", "127.0.0.1:9953"];
+    let (mut node, reach) = node(&plane, "told", &plane.kubeconfig(), &more)?;
+    let samples = |node: &Node| -> Result<BTreeSet<String>> {
+        let said = http_get(&node.namespace, "127.0.0.1:9953", "/metrics")?;
+        let of_source = said.lines().filter(|line| line.starts_with("peak_source_"));
+        Ok(of_source.map(str::to_owned).collect())
+    };
+    let told = |node: &mut Node| {
+        let line = "Service told/web: metadata.annotations.peak/answers: ";
+        node.peak.process().log().matches(line).count()
+    };
+    let before = samples(&node)?;
+    for expected in [
+        r#"peak_source_info{kind="kubernetes"} 1"#,
+        "peak_source_current 1.0",
+        "peak_source_bad_annotations 1.0",
+        r#"peak_source_lists_total{resource="services"} 1"#,
+        r#"peak_source_lists_total{resource="endpointslices.discovery.k8s.io"} 1"#,
+        r#"peak_source_unreadable_objects_total{resource="services"} 0"#,
+        r#"peak_source_trouble{reason="unreachable"} 0.0"#,
+        r#"peak_source_trouble{reason="forbidden"} 0.0"#,
+    ] {
+        assert!(
+            before.contains(expected),
+            "{expected} is not in {before:#?}"
+        );
+    }
+    let age = before
+        .iter()
+        .find_map(|line| line.strip_prefix("peak_source_age_seconds "));
+    assert!(age.context("an age")?.parse::<f64>()? < 60.0);
+    assert_eq!(told(&mut node), 1);
+    let answers = |node: &Node| anyhow::Ok(node.ask("web.told.svc.cluster.local")?.1.len());
+    assert_eq!(answers(&node)?, 2, "the default applies");
+
+    // Another change says nothing new of it; another value does, and a good one is the end.
+    for (value, port, lines, bad) in [
+        ("some", 81, 1, "1.0"),
+        ("0", 81, 2, "1.0"),
+        ("one", 81, 2, "0.0"),
+    ] {
+        let generation = node.peak.status()?.snapshot.generation;
+        plane.apply(&service(value, port))?;
+        eventually("the change", CHANGE, || {
+            Ok((node.peak.status()?.snapshot.generation > generation).then_some(()))
+        })?;
+        assert_eq!(told(&mut node), lines, "{value}");
+        let sample = format!("peak_source_bad_annotations {bad}");
+        assert!(samples(&node)?.contains(&sample), "{value}");
+    }
+    assert_eq!(answers(&node)?, 1);
+    let services = |samples: &BTreeSet<String>| {
+        let prefix = r#"peak_source_events_total{resource="services"} "#;
+        let count = samples.iter().find_map(|line| line.strip_prefix(prefix));
+        count.and_then(|count| count.parse::<u64>().ok())
+    };
+    assert_eq!(
+        services(&samples(&node)?),
+        services(&before).map(|count| count + 3)
+    );
+
+    drop(reach);
+    eventually("the trouble to be told", LIMIT, || {
+        let now = samples(&node)?;
+        let stale = now.contains("peak_source_current 0.0");
+        Ok(
+            (stale && now.contains(r#"peak_source_trouble{reason="unreachable"} 1.0"#))
+                .then_some(()),
+        )
+    })
 }
 
 /// What `deploy/rbac.yaml` grants is enough, and all of it is needed.

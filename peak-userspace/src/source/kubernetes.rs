@@ -21,7 +21,10 @@ use tokio::{
 };
 
 use self::reflector::{Change, Reflector};
-use super::{Batch, Kind, Object, ObjectId, Origin, Source, Store};
+use super::{
+    Batch, Kind, Object, ObjectId, Origin, Source, Store,
+    annotations::{self, BadAnnotations},
+};
 use crate::{
     pods::{self, PodMode},
     records::{RecordPolicy, SERVICE_NAME_LABEL},
@@ -171,7 +174,8 @@ fn start(
             })
         })
         .collect();
-    let health = Arc::new(Health::new(server, &watches));
+    let annotations = BadAnnotations::default();
+    let health = Arc::new(Health::new(server, &watches, annotations.count()));
     let (sender, changes) = mpsc::channel(CHANGES);
     let mut reflectors = JoinSet::new();
     for (index, watch) in watches.iter().enumerate() {
@@ -189,6 +193,7 @@ fn start(
     let (batches, receiver) = mpsc::channel(1);
     let cluster = Cluster {
         store: Store::new(policy),
+        annotations,
         unlisted: (0..watches.len()).collect(),
         watches,
     };
@@ -209,12 +214,10 @@ impl Drop for Running {
     }
 }
 
-/// Fields that only Peak reads.
-const OUR_ANNOTATIONS: &str = "metadata.annotations.peak/";
-
 /// What is known of the cluster.
 struct Cluster {
     store: Store,
+    annotations: BadAnnotations,
     watches: Vec<Watch>,
     /// The watches that have not been listed yet.
     unlisted: HashSet<usize>,
@@ -251,9 +254,7 @@ impl Cluster {
     fn take(&mut self, watch: usize, change: Change) {
         match change {
             Change::Set(id, object) => self.set(&id, object),
-            Change::Deleted(id) => {
-                self.store.set(&id, None);
-            }
+            Change::Deleted(id) => self.remove(&id),
             Change::Listed {
                 objects,
                 unreadable,
@@ -266,17 +267,23 @@ impl Cluster {
                     self.set(&id, object);
                 }
                 for id in gone {
-                    self.store.set(&id, None);
+                    self.remove(&id);
                 }
                 self.unlisted.remove(&watch);
             }
         }
     }
 
+    fn remove(&mut self, id: &ObjectId) {
+        self.annotations.note(id, None);
+        self.store.set(id, None);
+    }
+
     fn set(&mut self, id: &ObjectId, object: Object) {
         if !self.store.set(id, Some(object.clone())) {
             return;
         }
+        let is_news = self.annotations.note(id, Some(&object));
         let problems = match &object {
             Object::Service(service) => validate::service(service),
             Object::EndpointSlice(slice) => validate::endpoint_slice(slice),
@@ -289,8 +296,8 @@ impl Cluster {
                 Severity::Error => {
                     tracing::warn!("{id}: {field}: {message} (the rest of it is used)");
                 }
-                // What somebody has said to Peak alone, nobody else tells them.
-                Severity::Warning if field.starts_with(OUR_ANNOTATIONS) => {
+                // What somebody has said to Peak alone, nobody else tells them. Once will do.
+                Severity::Warning if is_news && annotations::is_ours(field) => {
                     tracing::warn!("{id}: {field}: {message}");
                 }
                 Severity::Warning => tracing::debug!("{id}: {field}: {message}"),

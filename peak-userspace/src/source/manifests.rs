@@ -24,6 +24,7 @@ use walkdir::{DirEntry, WalkDir};
 
 use super::{
     Batch, Kind, Object, ObjectId, Origin, Source, Store,
+    annotations::BadAnnotations,
     document::{self, Document, Entry, Finding},
     watches::{Note, Watches, Woken},
 };
@@ -131,11 +132,14 @@ pub fn watch(folder: &Path, policy: RecordPolicy) -> Result<Source, ManifestsErr
     watches.watch(folder).map_err(failed)?;
     let (batches, receiver) = mpsc::channel(16);
     let (running, stop) = UnixStream::pair().map_err(ManifestsError::Thread)?;
-    let origin = Origin::Manifests(folder.to_owned());
     let folder = Folder {
         watches: Some(watches),
         store: Store::new(policy),
         ..Folder::new(folder.to_owned())
+    };
+    let origin = Origin::Manifests {
+        folder: folder.root.clone(),
+        bad_annotations: folder.annotations.count(),
     };
     thread::Builder::new()
         .name("manifests".into())
@@ -260,6 +264,7 @@ struct Folder {
     skipped: BTreeSet<String>,
     unreadable: BTreeSet<(PathBuf, String)>,
     store: Store,
+    annotations: BadAnnotations,
     /// Files that events named: their stamp may be the old one though their text is new.
     dirty: HashSet<PathBuf>,
     all_dirty: bool,
@@ -311,6 +316,7 @@ impl Folder {
             skipped: BTreeSet::new(),
             unreadable: BTreeSet::new(),
             store: Store::default(),
+            annotations: BadAnnotations::default(),
             dirty: HashSet::new(),
             all_dirty: false,
             writing: HashMap::new(),
@@ -689,6 +695,7 @@ impl Folder {
             .retain(|(duplicate, path)| duplicate != id || self.files.contains_key(path));
         let Some(paths) = self.providers.get(id) else {
             self.duplicates.retain(|(duplicate, _)| duplicate != id);
+            self.annotations.note(id, None);
             self.store.set(id, None);
             return;
         };
@@ -730,6 +737,7 @@ impl Folder {
                 });
             }
         }
+        self.annotations.note(id, Some(&object));
         self.store.set(id, Some(object));
     }
 }

@@ -5,7 +5,10 @@ use std::{
     fmt,
     net::IpAddr,
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
@@ -20,6 +23,7 @@ use crate::{
     snapshot::ServiceKey,
 };
 
+mod annotations;
 mod document;
 pub mod kubernetes;
 pub mod manifests;
@@ -50,7 +54,12 @@ impl Source {
 #[derive(Debug)]
 pub enum Origin {
     /// A folder of manifests.
-    Manifests(PathBuf),
+    Manifests {
+        /// The folder.
+        folder: PathBuf,
+        /// How many services have an annotation that makes no sense.
+        bad_annotations: Arc<AtomicUsize>,
+    },
     /// Kubernetes' API.
     Kubernetes(Arc<Health>),
 }
@@ -60,11 +69,15 @@ impl Origin {
     #[must_use]
     pub fn figures(&self) -> SourceFigures {
         match self {
-            Self::Manifests(folder) => SourceFigures {
+            Self::Manifests {
+                folder,
+                bad_annotations,
+            } => SourceFigures {
                 kind: "manifests",
                 from: folder.display().to_string(),
                 state: SourceState::Current,
                 age_seconds: None,
+                bad_annotations: bad_annotations.load(Ordering::Relaxed),
                 troubles: Vec::new(),
                 watches: Vec::new(),
             },
@@ -85,6 +98,8 @@ pub struct SourceFigures {
     /// How long ago the API server was heard last, in seconds: by the watch that has heard least. It sends a sign of life
     /// each minute.
     pub age_seconds: Option<f64>,
+    /// How many services have an annotation for Peak that makes no sense.
+    pub bad_annotations: usize,
     /// The troubles that there may be, and whether there are.
     #[serde(skip)]
     pub troubles: Vec<(&'static str, bool)>,

@@ -3,7 +3,10 @@
 use std::{
     fmt,
     mem::{Discriminant, discriminant},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use serde::Serialize;
@@ -133,10 +136,15 @@ struct One {
 pub struct Health {
     server: String,
     watches: Mutex<Vec<One>>,
+    bad_annotations: Arc<AtomicUsize>,
 }
 
 impl Health {
-    pub(super) fn new(server: String, watches: &[Watch]) -> Self {
+    pub(super) fn new(
+        server: String,
+        watches: &[Watch],
+        bad_annotations: Arc<AtomicUsize>,
+    ) -> Self {
         let one = |watch: &Watch| One {
             watch: watch.clone(),
             lists: 0,
@@ -148,6 +156,7 @@ impl Health {
         Self {
             server,
             watches: Mutex::new(watches.iter().map(one).collect()),
+            bad_annotations,
         }
     }
 
@@ -223,6 +232,7 @@ impl Health {
                 (true, false) => SourceState::Current,
                 (true, true) => SourceState::Stale,
             },
+            bad_annotations: self.bad_annotations.load(Ordering::Relaxed),
             age_seconds: complete.then(|| all().filter_map(age).fold(0.0, f64::max)),
             troubles: Trouble::REASONS
                 .iter()
