@@ -37,7 +37,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
     frame, memory,
-    report::{Figure, Ratios, Report, Samples, Summary},
+    report::{Figure, Label, Ratios, Report, Samples, Summary},
 };
 
 /// What the program costs a packet, case by case, beside a yardstick and an empty program
@@ -199,7 +199,7 @@ fn gate(figure: &Figure) -> Option<f64> {
     let case = CASES.iter().find(|case| case.name == figure.name)?;
     let size = SIZES
         .iter()
-        .position(|&size| figure.labels.get("names") == Some(&size.into()))?;
+        .position(|&size| figure.labels.get("names") == Some(&Label::from(size)))?;
     case.gates.get(size).copied()
 }
 
@@ -350,7 +350,7 @@ fn print(report: &Report) {
         let names = figure
             .labels
             .get("names")
-            .map_or(String::new(), u64::to_string);
+            .map_or(String::new(), Label::to_string);
         print!(
             "{:<24} {names:>7} {:>9.1} {:>9.1} {:>9.1}",
             figure.name, figure.min, figure.median, figure.p99

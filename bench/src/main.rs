@@ -4,6 +4,7 @@ mod frame;
 mod kernel;
 mod memory;
 mod report;
+mod sync;
 
 use std::process::ExitCode;
 
@@ -19,11 +20,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Benchmark {
     Kernel(kernel::Args),
+    Sync(sync::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().benchmark {
         Benchmark::Kernel(args) => kernel::run(&args),
+        Benchmark::Sync(args) => sync::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

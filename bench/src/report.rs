@@ -1,6 +1,6 @@
 //! What every benchmark says: one JSON object, or a table.
 
-use std::{collections::BTreeMap, env, fs};
+use std::{collections::BTreeMap, env, fmt, fs};
 
 use serde::Serialize;
 
@@ -17,15 +17,64 @@ pub(crate) struct Report {
 #[derive(Serialize)]
 pub(crate) struct Figure {
     pub(crate) name: &'static str,
-    pub(crate) labels: BTreeMap<&'static str, u64>,
+    pub(crate) labels: BTreeMap<&'static str, Label>,
     pub(crate) unit: &'static str,
     pub(crate) min: f64,
     pub(crate) median: f64,
     pub(crate) p99: f64,
+    pub(crate) max: f64,
     pub(crate) samples: usize,
+    /// What it may be, if somebody minds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) gate: Option<Gate>,
     /// How many times what the yardstick cost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) yardsticks: Option<Ratios>,
+}
+
+/// What a figure is about.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Label {
+    Number(u64),
+    Text(&'static str),
+}
+
+impl From<u32> for Label {
+    fn from(number: u32) -> Self {
+        Self::Number(number.into())
+    }
+}
+
+impl From<&'static str> for Label {
+    fn from(text: &'static str) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Text(text) => text.fmt(f),
+        }
+    }
+}
+
+/// What one of a figure's numbers may be, and whether it is no more.
+#[derive(Clone, Copy, Serialize)]
+pub(crate) struct Gate {
+    pub(crate) limit: f64,
+    pub(crate) reached: bool,
+}
+
+impl Gate {
+    pub(crate) fn new(value: f64, limit: f64) -> Self {
+        Self {
+            limit,
+            reached: value <= limit,
+        }
+    }
 }
 
 /// How many times what something else cost that was measured in the same rounds.
@@ -60,7 +109,7 @@ impl Report {
     pub(crate) fn add(
         &mut self,
         name: &'static str,
-        labels: &[(&'static str, u64)],
+        labels: &[(&'static str, Label)],
         unit: &'static str,
         summary: Summary,
     ) -> &mut Figure {
@@ -68,16 +117,19 @@ impl Report {
             min,
             median,
             p99,
+            max,
             samples,
         } = summary;
         self.results.push_mut(Figure {
             name,
-            labels: labels.iter().copied().collect(),
+            labels: labels.iter().cloned().collect(),
             unit,
             min,
             median,
             p99,
+            max,
             samples,
+            gate: None,
             yardsticks: None,
         })
     }
@@ -133,15 +185,16 @@ impl Machine {
     }
 }
 
-/// Batch means, each in a round of its own.
+/// What was measured, one after the other: where programs are timed, means of batches, each in a round of its own.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Samples(pub(crate) Vec<f64>);
 
-/// The least, the middle and nearly the greatest of samples.
+/// The least, the middle, nearly the greatest and the greatest of samples.
 pub(crate) struct Summary {
     min: f64,
     pub(crate) median: f64,
-    p99: f64,
+    pub(crate) p99: f64,
+    pub(crate) max: f64,
     samples: usize,
 }
 
@@ -151,6 +204,7 @@ impl Samples {
             min: self.quantile(0.0),
             median: self.quantile(0.5),
             p99: self.quantile(0.99),
+            max: self.quantile(1.0),
             samples: self.0.len(),
         }
     }

@@ -3,7 +3,8 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    path::PathBuf,
     process::Command,
     time::Duration,
 };
@@ -29,6 +30,9 @@ const ANSWER: Duration = Duration::from_secs(2);
 pub struct CoreDns {
     process: Running,
     address: SocketAddr,
+    /// Where its `ready` plugin answers.
+    ready: SocketAddr,
+    log: PathBuf,
     _folder: TempDir,
 }
 
@@ -39,16 +43,30 @@ impl CoreDns {
     /// # Errors
     /// It is not there (with the remedy), ends, or does not become ready: with what it said last.
     pub fn start(plane: &ControlPlane, label: &str, options: &[&str]) -> Result<Self> {
+        let mut coredns = Self::launch(plane, label, Ipv4Addr::LOCALHOST.into(), options)?;
+        coredns.ready()?;
+        Ok(coredns)
+    }
+
+    /// Starts one as [`Self::start`] does, on another address, without waiting.
+    ///
+    /// # Errors
+    /// It is not there (with the remedy).
+    pub fn launch(
+        plane: &ControlPlane,
+        label: &str,
+        address: IpAddr,
+        options: &[&str],
+    ) -> Result<Self> {
         let folder = scratch()?;
-        let [port, ready] = free_ports()?.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        let [port, ready] = free_ports()?;
+        let ready = SocketAddr::from((Ipv4Addr::LOCALHOST, ready));
         let corefile = folder.path().join("Corefile");
         fs::write(
             &corefile,
             format!(
-                ".:{} {{\n bind {}\n errors\n ready {ready}\n \
+                ".:{port} {{\n bind {address}\n errors\n ready {ready}\n \
                  kubernetes cluster.local in-addr.arpa ip6.arpa {{\n kubeconfig {}\n {}\n }}\n}}\n",
-                port.port(),
-                port.ip(),
                 plane.kubeconfig().display(),
                 options.join("\n ")
             ),
@@ -56,23 +74,31 @@ impl CoreDns {
         let mut command = Command::new(asset("coredns")?);
         command.arg("-conf").arg(&corefile);
         let log = make_logs(label)?.join("coredns.log");
-        let mut coredns = Self {
+        Ok(Self {
             process: Running::start_tied(command, &log)?,
-            address: port,
+            address: SocketAddr::new(address, port),
+            ready,
+            log,
             _folder: folder,
-        };
+        })
+    }
+
+    /// Waits until it has read everything.
+    ///
+    /// # Errors
+    /// It ends, or does not become ready: with what it said last.
+    pub fn ready(&mut self) -> Result<()> {
         eventually("CoreDNS to be ready", START, || {
-            if let Some(status) = coredns.process.ended()? {
-                let said = fs::read_to_string(&log)?;
+            if let Some(status) = self.process.ended()? {
+                let said = fs::read_to_string(&self.log)?;
                 bail!("coredns ended ({status}): {}", last_lines(&said));
             }
             // It may say so before it listens for questions.
-            let ready = is_ready(ready).unwrap_or(false)
-                && ask(port, "cluster.local", RecordType::SOA).is_ok();
+            let ready = is_ready(self.ready).unwrap_or(false)
+                && ask(self.address, "cluster.local", RecordType::SOA).is_ok();
             Ok(ready.then_some(()))
         })
-        .with_context(|| format!("its log is {}", log.display()))?;
-        Ok(coredns)
+        .with_context(|| format!("its log is {}", self.log.display()))
     }
 
     /// Where it answers, over UDP and TCP.

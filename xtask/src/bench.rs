@@ -3,23 +3,22 @@
 use std::ffi::OsString;
 
 use anyhow::Result;
+use clap::ValueEnum;
 
 use crate::{
-    build, build_ebpf,
+    build, build_ebpf, control_plane,
     prerequisites::{self, Purpose},
     process,
 };
 
-/// Measures Peak: `cargo xtask bench kernel`
+/// Measures Peak: `cargo xtask bench kernel`, `cargo xtask bench sync`
 ///
-/// `kernel` times the XDP program case by case, beside an empty program, a yardstick, and the kernel's own hash map, in some
-/// minutes. `cargo xtask bench kernel --help` lists its options. Figures of one run compare with one another; those of two
-/// machines by their ratio to the yardstick. Leave the machine alone meanwhile.
+/// `cargo xtask bench kernel --help` lists its options, as for the others. Figures of one run compare with one another; those of
+/// two machines only by their ratios. Leave the machine alone meanwhile.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What is measured
-    #[arg(value_parser = ["kernel"])]
-    benchmark: String,
+    benchmark: Benchmark,
     /// The benchmark's own options
     #[arg(
         trailing_var_arg = true,
@@ -29,16 +28,42 @@ pub(crate) struct Args {
     options: Vec<OsString>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Benchmark {
+    /// The XDP program case by case, beside an empty program, a yardstick, and the kernel's own hash map, in some minutes
+    Kernel,
+    /// What it costs to know a cluster, and how soon a change of it is answered, beside CoreDNS, in some minutes
+    Sync,
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
-    prerequisites::check(Purpose::Run)?;
-    let object = build_ebpf::build_for_benchmarks()?;
-    build_ebpf::build()?;
-    let bench = build::program("peak-bench", "peak-bench", true)?;
-    process::become_program(
-        process::privileged(bench)
-            .arg(&args.benchmark)
-            .arg("--object")
-            .arg(object)
-            .args(&args.options),
-    )
+    let benchmark = args.benchmark.to_possible_value();
+    let benchmark = benchmark.expect("none is hidden");
+    let mut command;
+    match args.benchmark {
+        Benchmark::Kernel => {
+            prerequisites::check(Purpose::Run)?;
+            let object = build_ebpf::build_for_benchmarks()?;
+            build_ebpf::build()?;
+            command = process::privileged(program()?);
+            command
+                .arg(benchmark.get_name())
+                .arg("--object")
+                .arg(object);
+        }
+        Benchmark::Sync => {
+            prerequisites::check(Purpose::Test)?;
+            let assets = control_plane::assets()?;
+            build::build(true)?;
+            command = process::privileged(program()?);
+            command
+                .arg(benchmark.get_name())
+                .env(control_plane::ASSETS, assets);
+        }
+    }
+    process::become_program(command.args(&args.options))
+}
+
+fn program() -> Result<std::path::PathBuf> {
+    build::program("peak-bench", "peak-bench", true)
 }
