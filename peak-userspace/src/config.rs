@@ -17,8 +17,9 @@ use crate::{
     cli::{DEFAULT_ADMIN, RunArgs, Surroundings},
     fallback::{Upstream, default_forward_for},
     name::Name,
+    objects::{self, is_label},
     pods::PodMode,
-    records::{self, RecordPolicy, is_label},
+    records::RecordPolicy,
     source::kubernetes::{Access, KubernetesConfig},
 };
 
@@ -227,7 +228,7 @@ impl RunConfig {
                         arguments.answers.iter(),
                         "answers",
                         &keys.answers,
-                        records::pick,
+                        objects::pick,
                     )?
                     .unwrap_or_default(),
             },

@@ -12,7 +12,7 @@ use equivalent::{Comparable, Equivalent};
 use imbl::OrdSet;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
-use crate::records::generated_label;
+use crate::objects::generated_label;
 
 /// What `<address>.<namespace>.pod.<zone>` is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

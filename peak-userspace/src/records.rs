@@ -1,31 +1,21 @@
-//! From Kubernetes' objects to DNS records. Pure: the same objects always give the same records.
+//! From Kubernetes' objects to DNS records. The same objects always give the same records, in whatever order they came.
 //!
 //! What must be answered is the Kubernetes DNS-based service discovery specification, version 1.1.0; where it is silent,
 //! what CoreDNS answers, because clients rely on it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     sync::Arc,
 };
 
-use k8s_openapi::api::{
-    core::v1::{Service, ServiceSpec},
-    discovery::v1::{Endpoint as SliceEndpoint, EndpointSlice},
-};
+use k8s_openapi::api::{core::v1::Service as ApiService, discovery::v1::EndpointSlice as ApiSlice};
 
 use crate::{
-    name::{MAX_LABEL, Name},
-    snapshot::{AddressSet, Endpoint, Port, Protocol, ServiceRecords},
+    endpoints::{Edit, Endpoint, Endpoints},
+    objects::{Condition, EndpointSlice, Service, ServiceKind, SliceEndpoint},
+    snapshot::{AddressSet, Port, ServiceRecords},
 };
-
-/// The label by which an EndpointSlice says which service it belongs to.
-pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
-/// The ClusterIP of a headless service.
-pub const HEADLESS: &str = "None";
-
-/// The annotation by which a service says how many addresses an answer gives: `all`, `one` or a number.
-pub const ANSWERS_ANNOTATION: &str = "peak/answers";
 
 /// What is the agent's choice where objects leave one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,277 +30,310 @@ pub struct RecordPolicy {
 ///
 /// What is not valid, such as an address that is none, is left out alone: [`crate::validate`] says what that is.
 pub fn records_for<'a>(
-    service: &Service,
-    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+    service: &ApiService,
+    slices: impl IntoIterator<Item = &'a ApiSlice>,
     policy: &RecordPolicy,
 ) -> ServiceRecords {
-    let Some(spec) = &service.spec else {
-        return ServiceRecords::default();
-    };
-    // An ExternalName is a CNAME and owns no address; slices that carry its label mean nothing.
-    if spec.type_.as_deref() == Some("ExternalName") {
-        return ServiceRecords {
-            alias: external_name(spec).ok(),
-            ..ServiceRecords::default()
-        };
-    }
-    let endpoints = endpoints(spec, slices.into_iter().collect(), policy);
-    let headless = is_headless(spec);
-    let (addresses, ports): (AddressSet, BTreeSet<_>) = if headless {
-        let addresses = endpoints.iter().flat_map(|one| one.addresses.iter());
-        // Endpoints of one slice share theirs.
-        let mut last: &[Port] = &[];
-        let fresh = endpoints.iter().filter(|one| {
-            let fresh = !std::ptr::eq(last, &*one.ports);
-            last = &one.ports;
-            fresh
-        });
-        let ports = fresh.flat_map(|one| one.ports.iter().cloned());
-        (addresses.collect(), ports.collect())
-    } else {
-        let addresses: AddressSet = cluster_ips(spec)
-            .filter_map(|(_, address)| address.parse::<IpAddr>().ok())
-            .collect();
-        let ports = spec
-            .ports
-            .iter()
-            .flatten()
-            .filter(|_| !addresses.is_empty());
-        let ports = ports.filter_map(|port| {
-            self::port(port.protocol.as_deref(), port.name.as_deref(), port.port)
-        });
-        let ports = ports.collect();
-        (addresses, ports)
-    };
-    let pick = answers_annotation(service).and_then(|answers| pick(answers).ok());
-    ServiceRecords {
-        addresses,
-        endpoints,
-        ports: ports.into_iter().collect(),
-        headless,
-        alias: None,
-        pick: pick.unwrap_or(policy.pick),
-    }
+    let slices: Vec<_> = slices.into_iter().map(EndpointSlice::from).collect();
+    Merged::new(&service.into(), slices.iter(), policy).records
 }
 
-/// The names below a service's.
-fn endpoints(
-    spec: &ServiceSpec,
-    slices: Vec<&EndpointSlice>,
-    policy: &RecordPolicy,
-) -> Box<[Endpoint]> {
-    let slices = slices.into_iter();
-    let slices: Vec<_> = slices
-        .filter_map(|slice| Some((Family::of(&slice.address_type)?, slice)))
-        .collect();
-    let mut all = slices
-        .iter()
-        .flat_map(|(_, slice)| slice.endpoints.iter().flatten());
-    let last_resort = policy.serving_terminating && !all.any(is_ready);
-    let not_ready_too = spec.publish_not_ready_addresses.unwrap_or(false);
-    let is_published = |endpoint: &&SliceEndpoint| {
-        not_ready_too || is_ready(endpoint) || last_resort && is_serving(endpoint)
-    };
-    let mut endpoints = BTreeMap::<Box<str>, (Vec<IpAddr>, Arc<[Port]>)>::new();
-    let mut shared: Arc<[Port]> = Arc::default();
-    for (family, slice) in slices {
-        let ports: BTreeSet<_> = slice
-            .ports
-            .iter()
-            .flatten()
-            .filter_map(|port| {
-                self::port(port.protocol.as_deref(), port.name.as_deref(), port.port?)
+/// What a service publishes, and what it takes to follow a change of one slice without looking at the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Merged {
+    /// What it publishes.
+    pub records: ServiceRecords,
+    admits: Admits,
+    /// The labels that more than one slice has, and how many have them.
+    shared: BTreeMap<Arc<str>, usize>,
+    /// The addresses that more than one name of a headless service has: once for each name but one. Sorted.
+    repeated: Vec<IpAddr>,
+}
+
+/// Of so many slices, or more, one may be new without all being read again.
+const MANY: usize = 8;
+
+/// A slice that came in the place of another: either may be missing.
+pub type Replaced<'a> = (Option<&'a EndpointSlice>, Option<&'a EndpointSlice>);
+
+impl Merged {
+    /// Reads all slices of a service.
+    pub fn new<'a>(
+        service: &Service,
+        slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+        policy: &RecordPolicy,
+    ) -> Self {
+        let admits = Admits::new(service, slices.clone(), policy);
+        let mut members: Vec<_> = slices
+            .clone()
+            .enumerate()
+            .flat_map(|(number, slice)| {
+                let endpoints = slice.endpoints.iter().filter(|one| admits.admits(one));
+                endpoints.map(move |endpoint| (endpoint, &slice.ports, number))
             })
             .collect();
-        if !ports.iter().eq(shared.iter()) {
-            shared = ports.into_iter().collect();
-        }
-        for endpoint in slice.endpoints.iter().flatten().filter(is_published) {
-            let hostname = endpoint
-                .hostname
-                .as_deref()
-                .filter(|hostname| is_label(hostname));
-            for address in endpoint
-                .addresses
-                .iter()
-                .filter_map(|address| family.parse(address).ok())
-            {
-                let label = hostname.map_or_else(|| generated_label(address), str::to_owned);
-                let (addresses, ports) = endpoints
-                    .entry(label.into())
-                    .or_insert_with(|| (Vec::new(), Arc::clone(&shared)));
-                addresses.push(address);
-                if *ports != shared {
-                    let union: BTreeSet<_> = ports.iter().chain(&*shared).cloned().collect();
-                    *ports = union.into_iter().collect();
+        // Slices are sorted: a stable sort finds them so.
+        members.sort_by(|(a, ..), (b, ..)| a.label.cmp(&b.label));
+        let mut shared = BTreeMap::new();
+        let endpoints: Endpoints = members
+            .chunk_by(|(a, ..), (b, ..)| a.label == b.label)
+            .map(|members| {
+                let count = members.chunk_by(|a, b| a.2 == b.2).count();
+                if count > 1 {
+                    shared.insert(Arc::clone(&members[0].0.label), count);
                 }
+                endpoint(members.iter().map(|(one, ports, _)| (*one, *ports)))
+            })
+            .collect();
+        let mut merged = Self {
+            records: ServiceRecords {
+                pick: service.pick.unwrap_or(policy.pick),
+                ..ServiceRecords::default()
+            },
+            admits,
+            shared,
+            repeated: Vec::new(),
+        };
+        let records = &mut merged.records;
+        match &service.kind {
+            ServiceKind::Nothing => records.pick = 0,
+            ServiceKind::Alias(name) => {
+                records.alias = Some(name.clone());
+                records.pick = 0;
+            }
+            ServiceKind::ClusterIp(addresses) => {
+                records.addresses = addresses.clone();
+                if !addresses.is_empty() {
+                    records.ports = Arc::clone(&service.ports);
+                }
+                records.endpoints = endpoints;
+            }
+            ServiceKind::Headless => {
+                records.headless = true;
+                records.ports = ports(slices, admits);
+                let addresses = endpoints.iter().flat_map(|one| one.addresses.iter());
+                let mut addresses: Vec<_> = addresses.collect();
+                addresses.sort_unstable();
+                merged.repeated = repeated(&addresses);
+                records.addresses = addresses.into_iter().collect();
+                records.endpoints = endpoints;
             }
         }
+        merged
     }
-    let endpoints = endpoints.into_iter();
-    endpoints
-        .map(|(label, (addresses, ports))| Endpoint {
-            label: label.into(),
-            addresses: addresses.into_iter().collect(),
-            ports,
-        })
-        .collect()
-}
 
-/// A port, unless its number or protocol is none. One whose name is no label is without a name.
-fn port(protocol: Option<&str>, name: Option<&str>, number: i32) -> Option<Port> {
-    Some(Port {
-        protocol: protocol_of(protocol)?,
-        name: name
-            .filter(|name| is_label(name))
-            .unwrap_or_default()
-            .into(),
-        number: u16::try_from(number).ok().filter(|&number| number > 0)?,
-    })
-}
-
-/// The protocol of a port; TCP where nothing is said.
-pub(crate) fn protocol_of(text: Option<&str>) -> Option<Protocol> {
-    match text {
-        None | Some("" | "TCP") => Some(Protocol::Tcp),
-        Some("UDP") => Some(Protocol::Udp),
-        Some("SCTP") => Some(Protocol::Sctp),
-        Some(_) => None,
-    }
-}
-
-/// What an ExternalName stands for; the error says what is wrong with it.
-pub(crate) fn external_name(spec: &ServiceSpec) -> Result<Name, String> {
-    let text = spec.external_name.as_deref().unwrap_or_default();
-    if text.is_empty() {
-        return Err("is missing: nothing is answered for this service".to_owned());
-    }
-    // A name of digits and dots, and nobody's: Kubernetes does not take it for the address either.
-    if text.parse::<IpAddr>().is_ok() {
-        return Err(format!(
-            "{text:?} is an address, not a name: nothing is answered for this service (a headless Service with an \
-             EndpointSlice can stand for an address)"
-        ));
-    }
-    Name::parse(text).map_err(|error| format!("{text:?} is no name: {error}"))
-}
-
-/// What a service says of how many addresses an answer gives.
-pub(crate) fn answers_annotation(service: &Service) -> Option<&str> {
-    let annotations = service.metadata.annotations.as_ref()?;
-    annotations.get(ANSWERS_ANNOTATION).map(String::as_str)
-}
-
-/// How many addresses an answer draws, as it is written; 0: all of them. The error says what is wrong with it.
-pub(crate) fn pick(text: &str) -> Result<u8, String> {
-    match text {
-        "all" => Ok(0),
-        "one" => Ok(1),
-        number => number.parse().ok().filter(|&pick| pick > 0).ok_or_else(|| {
-            format!("{text:?} is none of \"all\", \"one\" and the numbers from 1 to 255")
-        }),
+    /// Follows a change of some slices; `slices` are all that there are now. The same as [`Self::new`], but for the time that
+    /// it takes: that depends on the endpoints that changed, however many others there are.
+    pub fn replace<'a>(
+        &mut self,
+        service: &Service,
+        replaced: &[Replaced<'_>],
+        slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+        policy: &RecordPolicy,
+    ) {
+        let admits = Admits::new(service, slices.clone(), policy);
+        // Where many slices are new, to read them all is no more work.
+        let many = replaced.len() > MANY && replaced.len() > slices.clone().count() / MANY;
+        if many || admits != self.admits {
+            *self = Self::new(service, slices, policy);
+            return;
+        }
+        let (mut gone, mut come) = (Vec::new(), Vec::new());
+        let mut edits = Vec::<Edit>::new();
+        for label in changed(replaced, admits) {
+            let has = |slice: &&EndpointSlice| {
+                let mut own = slice.named(label).iter();
+                own.any(|one| admits.admits(one))
+            };
+            let left = replaced.iter().filter_map(|(old, _)| *old).filter(has);
+            let joined = replaced.iter().filter_map(|(_, new)| *new).filter(has);
+            let old = self.records.endpoints.get(label.as_bytes());
+            let before = self.shared.get(label).copied();
+            let others = before.unwrap_or(usize::from(old.is_some())) - left.count();
+            let after = others + joined.clone().count();
+            if after > 1 {
+                self.shared.insert(Arc::clone(label), after);
+            } else {
+                self.shared.remove(label);
+            }
+            let new = if others == 0 {
+                members_of(label, joined, admits)
+            } else {
+                members_of(label, slices.clone(), admits)
+            };
+            let nobody = AddressSet::default();
+            let [was, is] =
+                [old, new.as_ref()].map(|one| one.map_or(&nobody, |one| &one.addresses));
+            gone.extend(was.iter().filter(|&address| !is.contains(address)));
+            come.extend(is.iter().filter(|&address| !was.contains(address)));
+            edits.push((Arc::clone(label), new));
+        }
+        let records = &mut self.records;
+        records.endpoints = records.endpoints.with(&edits);
+        if records.headless {
+            let ports = ports(slices, admits);
+            if ports != records.ports {
+                records.ports = ports;
+            }
+            records.addresses = readdress(&records.addresses, &mut self.repeated, gone, come);
+        }
     }
 }
 
-/// Whether the service's name stands for its endpoints rather than for an address of its own.
-pub(crate) fn is_headless(spec: &ServiceSpec) -> bool {
-    cluster_ips(spec).any(|(_, address)| address == HEADLESS)
-}
-
-/// The service's ClusterIPs as they are written, each with its field. `clusterIP` is the first of `clusterIPs`, and
-/// stands alone in objects from before dual stack.
-pub(crate) fn cluster_ips(spec: &ServiceSpec) -> impl Iterator<Item = (String, &str)> {
-    let all = spec.cluster_ips.as_deref().unwrap_or_default();
-    let single = spec
-        .cluster_ip
-        .as_deref()
-        .filter(|address| !address.is_empty());
-    let single = single.map(|address| ("spec.clusterIP".to_owned(), address));
-    let all = all
-        .iter()
-        .enumerate()
-        .map(|(index, address)| (format!("spec.clusterIPs[{index}]"), &**address));
-    single.into_iter().chain(all)
-}
-
-/// `ready: nil` means ready, says the EndpointSlice API, but an endpoint on its way out is not.
-fn is_ready(endpoint: &SliceEndpoint) -> bool {
-    endpoint.conditions.as_ref().is_none_or(|conditions| {
-        conditions
-            .ready
-            .unwrap_or_else(|| !conditions.terminating.unwrap_or(false))
-    })
-}
-
-/// Whether the endpoint still serves while it terminates: `serving` takes no notice of termination, and nil means true.
-fn is_serving(endpoint: &SliceEndpoint) -> bool {
-    endpoint.conditions.as_ref().is_some_and(|conditions| {
-        conditions.terminating == Some(true) && conditions.serving.unwrap_or(true)
-    })
-}
-
-/// The label of an endpoint without a hostname: its address with dashes, `172-0-0-2` or `5678-abcd--1`. A trailing
-/// dash, from `::`, gets a zero behind it, so that the label ends as host names do.
-pub(crate) fn generated_label(address: IpAddr) -> String {
-    let mut label = address.to_string().replace(['.', ':'], "-");
-    if label.ends_with('-') {
-        label.push('0');
-    }
-    label
-}
-
-/// Whether the text is a label as RFC 1123 has it and Kubernetes validates it: lower-case letters, digits and
-/// dashes, neither first nor last a dash, 1 to 63 bytes.
-pub(crate) fn is_label(text: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let bytes = text.as_bytes();
-    bytes.len() <= MAX_LABEL
-        && bytes.first().is_some_and(|&byte| plain(byte))
-        && bytes.last().is_some_and(|&byte| plain(byte))
-        && bytes.iter().all(|&byte| plain(byte) || byte == b'-')
-}
-
-/// The address family of a slice.
+/// Which endpoints a service publishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Family {
-    V4,
-    V6,
+enum Admits {
+    Nobody,
+    Ready,
+    Terminating,
+    Everybody,
 }
 
-impl Family {
-    /// `None` for `FQDN`, which is deprecated and answered by nobody, and for what Kubernetes doesn't know.
-    pub(crate) fn of(address_type: &str) -> Option<Self> {
-        match address_type {
-            "IPv4" => Some(Self::V4),
-            "IPv6" => Some(Self::V6),
-            _ => None,
+impl Admits {
+    fn new<'a>(
+        service: &Service,
+        slices: impl Iterator<Item = &'a EndpointSlice>,
+        policy: &RecordPolicy,
+    ) -> Self {
+        let is_ready = |one: &SliceEndpoint| one.condition == Condition::Ready;
+        match service.kind {
+            // An ExternalName is a CNAME and owns no address; slices that carry its label mean nothing.
+            ServiceKind::Nothing | ServiceKind::Alias(_) => Self::Nobody,
+            _ if service.publish_not_ready => Self::Everybody,
+            _ if !policy.serving_terminating => Self::Ready,
+            _ if { slices }.any(|slice| slice.endpoints.iter().any(is_ready)) => Self::Ready,
+            _ => Self::Terminating,
         }
     }
 
-    /// Reads an address of this family that a client can connect to; the error says what is wrong with it.
-    pub(crate) fn parse(self, text: &str) -> Result<IpAddr, String> {
-        let address = match self {
-            Self::V4 => text.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
-            Self::V6 => text.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
-        };
-        let address = address.ok_or_else(|| match self {
-            Self::V4 => format!("{text:?} is not an IPv4 address"),
-            Self::V6 => format!("{text:?} is not an IPv6 address"),
-        })?;
-        if address.is_unspecified() || address.is_multicast() {
-            return Err(format!(
-                "nobody can connect to {text}: an endpoint needs a unicast address"
-            ));
+    fn admits(self, endpoint: &SliceEndpoint) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::Ready => endpoint.condition == Condition::Ready,
+            Self::Terminating => endpoint.condition == Condition::Terminating,
+            Self::Everybody => true,
         }
-        Ok(address)
     }
+}
+
+/// The ports of a headless service: those of its endpoints.
+fn ports<'a>(slices: impl Iterator<Item = &'a EndpointSlice>, admits: Admits) -> Arc<[Port]> {
+    let mut all = BTreeSet::new();
+    let mut last: &[Port] = &[];
+    for slice in slices {
+        // Mostly all slices have the same.
+        if *slice.ports != *last && slice.endpoints.iter().any(|one| admits.admits(one)) {
+            last = &slice.ports;
+            all.extend(last);
+        }
+    }
+    if all.iter().copied().eq(last) {
+        return last.into();
+    }
+    all.into_iter().cloned().collect()
+}
+
+/// The endpoint that some members of slices, at least one, with one label are.
+fn endpoint<'a>(
+    members: impl Iterator<Item = (&'a SliceEndpoint, &'a Arc<[Port]>)> + Clone,
+) -> Endpoint {
+    let (first, ports) = members.clone().next().expect("a member");
+    let ports = if members.clone().all(|(_, other)| other == ports) {
+        Arc::clone(ports)
+    } else {
+        let all = members.clone().flat_map(|(_, ports)| ports.iter());
+        all.collect::<BTreeSet<_>>().into_iter().cloned().collect()
+    };
+    Endpoint {
+        label: Arc::clone(&first.label),
+        addresses: members.map(|(one, _)| one.address).collect(),
+        ports,
+    }
+}
+
+/// The endpoint that some slices have of a label, if they have one.
+fn members_of<'a>(
+    label: &str,
+    slices: impl Iterator<Item = &'a EndpointSlice>,
+    admits: Admits,
+) -> Option<Endpoint> {
+    let members: Vec<_> = slices
+        .flat_map(|slice| {
+            let own = slice.named(label).iter().filter(|one| admits.admits(one));
+            own.map(|one| (one, &slice.ports))
+        })
+        .collect();
+    (!members.is_empty()).then(|| endpoint(members.into_iter()))
+}
+
+/// The labels of which the slices that were replaced say something else now.
+fn changed<'a>(replaced: &[Replaced<'a>], admits: Admits) -> BTreeSet<&'a Arc<str>> {
+    let mut labels = BTreeSet::new();
+    for &(old, new) in replaced {
+        for (slice, other) in [(old, new), (new, old)] {
+            let Some(slice) = slice else { continue };
+            let other = other.filter(|other| other.ports == slice.ports);
+            let says_the_same = |one: &SliceEndpoint| {
+                let mut same = other.iter().flat_map(|other| other.named(&one.label));
+                same.any(|same| same.address == one.address && admits.admits(same))
+            };
+            let admitted = slice.endpoints.iter().filter(|one| admits.admits(one));
+            let changed = admitted.filter(|one| !says_the_same(one));
+            labels.extend(changed.map(|one| &one.label));
+        }
+    }
+    labels
+}
+
+/// The addresses that are there more than once in a sorted list: once less than there.
+fn repeated(sorted: &[IpAddr]) -> Vec<IpAddr> {
+    let pairs = sorted.windows(2).filter(|pair| pair[0] == pair[1]);
+    pairs.map(|pair| pair[0]).collect()
+}
+
+/// The addresses of a service after some of its names have lost (`gone`) and others won (`come`) some: `repeated` knows
+/// which of them other names still have.
+fn readdress(
+    addresses: &AddressSet,
+    repeated: &mut Vec<IpAddr>,
+    mut gone: Vec<IpAddr>,
+    mut come: Vec<IpAddr>,
+) -> AddressSet {
+    gone.sort_unstable();
+    come.sort_unstable();
+    let mut lost = Vec::new();
+    for address in gone {
+        if let Ok(at) = come.binary_search(&address) {
+            // One name gives it to another.
+            come.remove(at);
+        } else if let Ok(at) = repeated.binary_search(&address) {
+            repeated.remove(at);
+        } else {
+            lost.push(address);
+        }
+    }
+    let mut won = Vec::new();
+    for address in come {
+        if addresses.contains(address) || won.last() == Some(&address) {
+            let at = repeated.partition_point(|other| *other < address);
+            repeated.insert(at, address);
+        } else {
+            won.push(address);
+        }
+    }
+    addresses.with(&lost, &won)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::{Value, from_value, json};
 
-    use super::*;
+    use super::{ApiService as Service, ApiSlice as EndpointSlice, *};
+    use crate::{
+        name::Name,
+        objects::{self, ANSWERS_ANNOTATION, pick},
+    };
 
     fn service(spec: Value) -> Service {
         let object = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": spec});
@@ -499,7 +522,10 @@ mod tests {
             ports(&of("fd00::10").ports),
             ["/Tcp/99", "http/Tcp/80", "dns/Udp/53"]
         );
-        assert_eq!(ports(&of("fd00::10").endpoints[0].ports), of_endpoint);
+        assert_eq!(
+            ports(&of("fd00::10").endpoints.get(b"a").unwrap().ports),
+            of_endpoint
+        );
         assert_eq!(ports(&of("None").ports), of_endpoint);
         assert!(of("not an address").ports.is_empty());
     }
@@ -557,13 +583,78 @@ mod tests {
         }
     }
 
-    #[test]
-    fn labels_are_kubernetes_labels() {
-        for good in ["a", "0", "a-b", "web-0", &"a".repeat(63)] {
-            assert!(is_label(good), "{good}");
+    /// Few labels and addresses, so that slices have many in common.
+    fn slices() -> impl Strategy<Value = objects::EndpointSlice> {
+        let condition = prop::sample::select(vec![
+            Condition::Ready,
+            Condition::Terminating,
+            Condition::NotReady,
+        ]);
+        let endpoint =
+            (0..8_u8, 0..6_u8, condition).prop_map(|(label, address, condition)| SliceEndpoint {
+                label: format!("{label}").into(),
+                address: match address {
+                    0..3 => IpAddr::from([10, 0, 0, address]),
+                    _ => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, address.into()]),
+                },
+                condition,
+            });
+        let endpoints = prop::collection::btree_set(endpoint, 0..12);
+        let ports = prop::collection::btree_set(0..3_u16, 0..2);
+        (endpoints, ports).prop_map(|(endpoints, ports)| objects::EndpointSlice {
+            service: None,
+            endpoints: endpoints.into_iter().collect(),
+            ports: ports
+                .into_iter()
+                .map(|number| numbered(80 + number))
+                .collect(),
+            problems: [].into(),
+        })
+    }
+
+    fn numbered(number: u16) -> Port {
+        Port {
+            protocol: crate::snapshot::Protocol::Tcp,
+            name: "http".into(),
+            number,
         }
-        for bad in ["", "-a", "a-", "A", "a.b", "a_b", "ä", &"a".repeat(64)] {
-            assert!(!is_label(bad), "{bad}");
+    }
+
+    proptest! {
+        /// What is followed slice by slice comes to what is read at once.
+        #[test]
+        fn following_is_reading_anew(
+            headless: bool,
+            publish_not_ready: bool,
+            serving_terminating: bool,
+            history in prop::collection::vec(
+                prop::collection::btree_map(0..14_u8, prop::option::weighted(0.8, slices()), 0..5), 1..20,
+            ),
+        ) {
+            let service = objects::Service {
+                kind: if headless { ServiceKind::Headless } else {
+                    ServiceKind::ClusterIp([IpAddr::from([10, 1, 0, 1])].into_iter().collect())
+                },
+                ports: [numbered(1)].into(),
+                publish_not_ready,
+                pick: None,
+                problems: [].into(),
+            };
+            let policy = RecordPolicy { serving_terminating, pick: 3 };
+            let mut all = BTreeMap::<u8, objects::EndpointSlice>::new();
+            let mut merged = Merged::new(&service, all.values(), &policy);
+            for changes in history {
+                let old = all.clone();
+                for (number, slice) in &changes {
+                    match slice {
+                        Some(slice) => all.insert(*number, slice.clone()),
+                        None => all.remove(number),
+                    };
+                }
+                let replaced = changes.keys().map(|number| (old.get(number), all.get(number)));
+                merged.replace(&service, &replaced.collect::<Vec<_>>(), all.values(), &policy);
+                prop_assert_eq!(&merged, &Merged::new(&service, all.values(), &policy));
+            }
         }
     }
 }

@@ -10,9 +10,10 @@ use imbl::OrdSet;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{
+    endpoints::Endpoint,
     name::{Name, labels},
-    records::generated_label,
-    snapshot::{Endpoint, ServiceKey, ServiceRecords, differing},
+    objects::generated_label,
+    snapshot::{ServiceKey, ServiceRecords},
 };
 
 const IN_ADDR: &[u8] = b"in-addr";
@@ -151,7 +152,7 @@ impl Publishers {
             self.0.insert(own);
         }
         let pairs: Vec<_> = if old.headless == new.headless {
-            differing(&old.endpoints, &new.endpoints).collect()
+            old.endpoints.differing(&new.endpoints).collect()
         } else {
             let gone = old.endpoints.iter().map(|old| (Some(old), None));
             let come = new.endpoints.iter().map(|new| (None, Some(new)));

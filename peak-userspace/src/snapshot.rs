@@ -17,9 +17,10 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 
 use crate::{
+    endpoints::Endpoints,
     name::{Folded, Name, NameError, labels, offset_of},
+    objects::{generated_label, is_label},
     pods::{self, PodKey, PodMode, Running},
-    records::{generated_label, is_label},
     reverse::{self, Holder, Publishers},
 };
 
@@ -87,6 +88,39 @@ impl AddressSet {
         self.len() == 0
     }
 
+    /// Whether it holds the address.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.v4.binary_search(&address).is_ok(),
+            IpAddr::V6(address) => self.v6.binary_search(&address).is_ok(),
+        }
+    }
+
+    /// The set without the addresses that were lost, which it holds, and with those that were won, which it does not hold.
+    /// Both are sorted.
+    pub(crate) fn with(&self, lost: &[IpAddr], won: &[IpAddr]) -> Self {
+        let v4 = |address: &IpAddr| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        };
+        let v6 = |address: &IpAddr| match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(*address),
+        };
+        Self {
+            v4: exchanged(
+                &self.v4,
+                lost.iter().filter_map(v4),
+                won.iter().filter_map(v4),
+            ),
+            v6: exchanged(
+                &self.v6,
+                lost.iter().filter_map(v6),
+                won.iter().filter_map(v6),
+            ),
+        }
+    }
+
     /// The addresses of both families.
     pub fn iter(&self) -> impl Iterator<Item = IpAddr> + '_ {
         let v4 = self.v4.iter().copied().map(IpAddr::V4);
@@ -108,6 +142,29 @@ impl FromIterator<IpAddr> for AddressSet {
             v6: sorted(v6),
         }
     }
+}
+
+/// A sorted list without some of its members and with others, both sorted.
+fn exchanged<T: Copy + Ord>(
+    all: &Arc<[T]>,
+    lost: impl Iterator<Item = T>,
+    won: impl Iterator<Item = T>,
+) -> Arc<[T]> {
+    let (mut lost, mut won) = (lost.peekable(), won.peekable());
+    if lost.peek().is_none() && won.peek().is_none() {
+        return Arc::clone(all);
+    }
+    let mut new = Vec::with_capacity(all.len() + 1);
+    for &one in &**all {
+        while let Some(before) = won.next_if(|other| *other < one) {
+            new.push(before);
+        }
+        if lost.next_if_eq(&one).is_none() {
+            new.push(one);
+        }
+    }
+    new.extend(won);
+    new.into()
 }
 
 fn sorted<T: Ord>(mut addresses: Vec<T>) -> Arc<[T]> {
@@ -160,26 +217,15 @@ pub struct Port {
     pub number: u16,
 }
 
-/// A name below a service's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Its label, in lower case: a hostname, or made of the address.
-    pub label: Arc<str>,
-    /// The addresses of all endpoints that are called so.
-    pub addresses: AddressSet,
-    /// Their ports: sorted, each once. Endpoints of one slice share them.
-    pub ports: Arc<[Port]>,
-}
-
 /// What one service publishes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceRecords {
     /// The service name's own: its ClusterIPs, or all endpoints of a headless service.
     pub addresses: AddressSet,
-    /// The names below the service's, sorted by label, each label once and in lower case.
-    pub endpoints: Box<[Endpoint]>,
+    /// The names below the service's.
+    pub endpoints: Endpoints,
     /// The ports of its SRV records, sorted, each once: the service's own, or those of a headless one's endpoints.
-    pub ports: Box<[Port]>,
+    pub ports: Arc<[Port]>,
     /// Whether its addresses are its endpoints'.
     pub headless: bool,
     /// What an ExternalName stands for. Such a service publishes nothing else.
@@ -205,14 +251,6 @@ impl ServiceRecords {
             pick: self.pick,
             ..Node::default()
         }
-    }
-
-    fn endpoint(&self, label: &[u8]) -> Option<&Endpoint> {
-        let at = self
-            .endpoints
-            .binary_search_by(|own| own.label.as_bytes().cmp(label))
-            .ok()?;
-        Some(&self.endpoints[at])
     }
 
     /// The ports that SRV tells of at `_<port>._<proto>` below the service.
@@ -674,7 +712,7 @@ impl Snapshot {
         let ((key, records), filter) = match *path {
             [endpoint, name, namespace, SVC] => {
                 let (key, records) = find(name, namespace)?;
-                let endpoint = records.endpoint(endpoint)?;
+                let endpoint = records.endpoints.get(endpoint)?;
                 let place = (
                     Some(&*endpoint.label),
                     &endpoint.addresses,
@@ -894,7 +932,7 @@ impl Snapshot {
                             |port: &Port| port.protocol == protocol && !port.name.is_empty();
                         ports.any(is_above).then(Node::default)
                     }
-                    None => Some(records.holding(&records.endpoint(label)?.addresses)),
+                    None => Some(records.holding(&records.endpoints.get(label)?.addresses)),
                 }
             }
             [port, protocol, name, namespace, SVC] => {
@@ -1100,19 +1138,15 @@ impl Diff<'_> {
         self.at(object, &path);
         let (old, new) = (old.unwrap_or(&nothing), new.unwrap_or(&nothing));
         let [a, b, c] = path;
-        debug_assert!(
-            new.endpoints.is_sorted_by(|a, b| a.label < b.label),
-            "{key}: endpoints out of order"
-        );
         // Answers of every name draw as many.
         let labels: BTreeSet<_> = if old.pick == new.pick {
-            let changed = differing(&old.endpoints, &new.endpoints);
+            let changed = old.endpoints.differing(&new.endpoints);
             changed
                 .filter_map(|(old, new)| old.or(new))
                 .map(|one| &*one.label)
                 .collect()
         } else {
-            let all = old.endpoints.iter().chain(&new.endpoints);
+            let all = old.endpoints.iter().chain(new.endpoints.iter());
             all.map(|one| &*one.label).collect()
         };
         for label in labels {
@@ -1173,37 +1207,12 @@ impl Diff<'_> {
     }
 }
 
-/// The endpoints that only one of two sorted lists holds, or that they hold otherwise: old and new.
-pub(crate) fn differing<'a>(
-    old: &'a [Endpoint],
-    new: &'a [Endpoint],
-) -> impl Iterator<Item = (Option<&'a Endpoint>, Option<&'a Endpoint>)> {
-    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
-    std::iter::from_fn(move || {
-        loop {
-            let order = match (old.peek(), new.peek()) {
-                (None, None) => return None,
-                (Some(_), None) => Ordering::Less,
-                (None, Some(_)) => Ordering::Greater,
-                (Some(a), Some(b)) => a.label.cmp(&b.label),
-            };
-            match order {
-                Ordering::Less => return Some((old.next(), None)),
-                Ordering::Greater => return Some((None, new.next())),
-                Ordering::Equal => match (old.next(), new.next()) {
-                    (a, b) if a != b => return Some((a, b)),
-                    _ => {}
-                },
-            }
-        }
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::endpoints::Endpoint;
 
     const START: u64 = 1_800_000_000;
 

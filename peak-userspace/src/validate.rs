@@ -11,11 +11,11 @@ use k8s_openapi::{
 };
 
 use crate::{
-    pods,
-    records::{
+    objects::{
         Family, HEADLESS, SERVICE_NAME_LABEL, answers_annotation, cluster_ips, external_name,
         is_headless, is_label, pick, protocol_of,
     },
+    pods,
 };
 
 /// How much harm a problem does.
@@ -277,7 +277,7 @@ mod tests {
     use serde_json::{Value, from_value, json};
 
     use super::*;
-    use crate::records::ANSWERS_ANNOTATION;
+    use crate::objects::ANSWERS_ANNOTATION;
 
     fn of_service(metadata: Value, spec: Value) -> Vec<String> {
         let object =

@@ -231,9 +231,10 @@ mod tests {
     use super::*;
     use crate::{
         dataplane::memory::{HostMemory, HostTables},
+        endpoints::Endpoint,
         pods::{PodKey, PodMode},
         snapshot::{
-            AddressSet, Batch as Changed, Endpoint, Port, Protocol, ServiceKey, ServiceRecords,
+            AddressSet, Batch as Changed, Port, Protocol, ServiceKey, ServiceRecords,
             SnapshotConfig,
         },
     };

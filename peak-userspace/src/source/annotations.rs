@@ -8,13 +8,10 @@ use std::{
     },
 };
 
-use super::{Object, ObjectId};
-use crate::{
-    records::{answers_annotation, pick},
-    validate::ANSWERS_FIELD,
-};
+use super::ObjectId;
+use crate::validate::{ANSWERS_FIELD, Problem};
 
-/// What each of them says, so that it is told once, not with each change of the service.
+/// What is wrong with each of them, so that it is told once, not with each change of the service.
 #[derive(Debug, Default)]
 pub(super) struct BadAnnotations {
     values: HashMap<ObjectId, Box<str>>,
@@ -22,14 +19,10 @@ pub(super) struct BadAnnotations {
 }
 
 impl BadAnnotations {
-    /// Takes notice of what an object says now, or that it is gone. Says whether there is something new to tell of its
-    /// annotation.
-    pub(super) fn note(&mut self, id: &ObjectId, object: Option<&Object>) -> bool {
-        let value = match object {
-            Some(Object::Service(service)) => answers_annotation(service),
-            _ => None,
-        };
-        let is_news = match value.filter(|value| pick(value).is_err()) {
+    /// Takes notice of what is wrong with an object now. Says whether there is something new to tell of its annotation.
+    pub(super) fn note(&mut self, id: &ObjectId, problems: &[Problem]) -> bool {
+        let wrong = problems.iter().find(|problem| is_ours(&problem.field));
+        let is_news = match wrong.map(|problem| &*problem.message) {
             Some(value) => self
                 .values
                 .insert(id.clone(), value.into())
@@ -56,10 +49,11 @@ pub(super) fn is_ours(field: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::Service;
     use serde_json::{from_value, json};
 
     use super::*;
-    use crate::records::ANSWERS_ANNOTATION;
+    use crate::{objects::ANSWERS_ANNOTATION, validate};
 
     #[test]
     fn each_bad_value_is_news_once() {
@@ -67,7 +61,7 @@ mod tests {
             let annotations = value.map(|value| json!({ANSWERS_ANNOTATION: value}));
             let metadata = json!({"name": "web", "annotations": annotations});
             let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata});
-            Object::Service(Arc::new(from_value(service).unwrap()))
+            validate::service(&from_value::<Service>(service).unwrap())
         };
         let (web, db) = (
             ObjectId::service("shop".into(), "web".into()),
@@ -84,11 +78,10 @@ mod tests {
             (&web, Some("0"), true, 2),
             (&web, None, false, 1),
         ] {
-            let object = service(value);
-            assert_eq!(bad.note(id, Some(&object)), is_news, "{id} {value:?}");
+            assert_eq!(bad.note(id, &service(value)), is_news, "{id} {value:?}");
             assert_eq!(count.load(Ordering::Relaxed), expected, "{id} {value:?}");
         }
-        assert!(!bad.note(&db, None));
+        assert!(!bad.note(&db, &[]));
         assert_eq!(count.load(Ordering::Relaxed), 0);
     }
 }

@@ -15,8 +15,8 @@ use serde_saphyr::Spanned;
 
 use super::{Object, ObjectId};
 use crate::{
+    objects::is_label,
     pods,
-    records::is_label,
     validate::{self, Problem, Severity},
 };
 
@@ -160,7 +160,7 @@ impl Reader<'_> {
                 value,
                 Kind {
                     id: ObjectId::service,
-                    object: |service: Service| Object::Service(Arc::new(service)),
+                    object: |service: Service| Object::Service(Arc::new((&service).into())),
                     problems: validate::service,
                 },
             ),
@@ -169,7 +169,7 @@ impl Reader<'_> {
                 value,
                 Kind {
                     id: ObjectId::endpoint_slice,
-                    object: |slice: EndpointSlice| Object::EndpointSlice(Arc::new(slice)),
+                    object: |slice: EndpointSlice| Object::EndpointSlice(Arc::new((&slice).into())),
                     problems: validate::endpoint_slice,
                 },
             ),

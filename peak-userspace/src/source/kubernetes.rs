@@ -26,9 +26,10 @@ use super::{
     annotations::{self, BadAnnotations},
 };
 use crate::{
+    objects::SERVICE_NAME_LABEL,
     pods::{self, PodMode},
-    records::{RecordPolicy, SERVICE_NAME_LABEL},
-    validate::{self, Severity},
+    records::RecordPolicy,
+    validate::{Problem, Severity},
 };
 
 mod access;
@@ -275,23 +276,18 @@ impl Cluster {
     }
 
     fn remove(&mut self, id: &ObjectId) {
-        self.annotations.note(id, None);
+        self.annotations.note(id, &[]);
         self.store.set(id, None);
     }
 
     fn set(&mut self, id: &ObjectId, object: Object) {
-        if !self.store.set(id, Some(object.clone())) {
+        let problems = object.problems().to_vec();
+        if !self.store.set(id, Some(object)) {
             return;
         }
-        let is_news = self.annotations.note(id, Some(&object));
-        let problems = match &object {
-            Object::Service(service) => validate::service(service),
-            Object::EndpointSlice(slice) => validate::endpoint_slice(slice),
-            // What is wrong with one was said when it was read.
-            Object::Pod(_) => Vec::new(),
-        };
+        let is_news = self.annotations.note(id, &problems);
         for problem in problems {
-            let validate::Problem { field, message, .. } = &problem;
+            let Problem { field, message, .. } = &problem;
             match problem.severity {
                 Severity::Error => {
                     tracing::warn!("{id}: {field}: {message} (the rest of it is used)");

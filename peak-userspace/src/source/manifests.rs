@@ -695,7 +695,7 @@ impl Folder {
             .retain(|(duplicate, path)| duplicate != id || self.files.contains_key(path));
         let Some(paths) = self.providers.get(id) else {
             self.duplicates.retain(|(duplicate, _)| duplicate != id);
-            self.annotations.note(id, None);
+            self.annotations.note(id, &[]);
             self.store.set(id, None);
             return;
         };
@@ -737,7 +737,7 @@ impl Folder {
                 });
             }
         }
-        self.annotations.note(id, Some(&object));
+        self.annotations.note(id, object.problems());
         self.store.set(id, Some(object));
     }
 }

@@ -11,16 +11,17 @@ use std::{
     },
 };
 
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
 use self::kubernetes::{Health, WatchFigures};
 pub use crate::snapshot::Batch;
 use crate::{
+    objects::{EndpointSlice, Service},
     pods::PodStore,
-    records::{RecordPolicy, SERVICE_NAME_LABEL, records_for},
-    snapshot::ServiceKey,
+    records::{Merged, RecordPolicy},
+    snapshot::{ServiceKey, ServiceRecords},
+    validate::Problem,
 };
 
 mod annotations;
@@ -176,16 +177,43 @@ enum Object {
     Pod(Arc<[IpAddr]>),
 }
 
-/// The objects by service, and which services they changed since the last batch.
+impl Object {
+    /// What is wrong with it.
+    fn problems(&self) -> &[Problem] {
+        match self {
+            Self::Service(service) => &service.problems,
+            Self::EndpointSlice(slice) => &slice.problems,
+            // What is wrong with one was said when it was read.
+            Self::Pod(_) => &[],
+        }
+    }
+}
+
+/// The objects by service, and what they changed since the last batch.
 #[derive(Debug, Default)]
 struct Store {
     policy: RecordPolicy,
-    services: BTreeMap<ServiceKey, Arc<Service>>,
-    slices: BTreeMap<ServiceKey, BTreeMap<Box<str>, Arc<EndpointSlice>>>,
+    services: BTreeMap<ServiceKey, Family>,
     /// The service that each slice belongs to.
     owners: HashMap<ObjectId, ServiceKey>,
-    touched: BTreeSet<ServiceKey>,
+    touched: BTreeMap<ServiceKey, Touched>,
     pods: PodStore,
+}
+
+/// A service, the slices that belong to it, and what both came to in the last batch. Each may be missing.
+#[derive(Debug, Default)]
+struct Family {
+    service: Option<Arc<Service>>,
+    slices: BTreeMap<Box<str>, Arc<EndpointSlice>>,
+    merged: Option<Merged>,
+}
+
+/// What became another since the last batch.
+#[derive(Debug, Default)]
+struct Touched {
+    service: bool,
+    /// What the slices were then.
+    slices: BTreeMap<Box<str>, Option<Arc<EndpointSlice>>>,
 }
 
 impl Store {
@@ -200,22 +228,18 @@ impl Store {
     fn set(&mut self, id: &ObjectId, object: Option<Object>) -> bool {
         match id.kind {
             Kind::Service => {
-                let key = ServiceKey {
-                    namespace: id.namespace.clone(),
-                    name: id.name.clone(),
+                let service = match object {
+                    Some(Object::Service(service)) => Some(service),
+                    _ => None,
                 };
-                let old = match object {
-                    Some(Object::Service(service)) if self.services.get(&key) == Some(&service) => {
-                        return false;
-                    }
-                    Some(Object::Service(service)) => self.services.insert(key.clone(), service),
-                    _ => self.services.remove(&key),
-                };
-                let changes = old.is_some() || self.services.contains_key(&key);
-                if changes {
-                    self.touched.insert(key);
+                let key = ServiceKey::new(id.namespace.clone(), id.name.clone());
+                let old = self.services.get(&key).and_then(|of| of.service.as_ref());
+                if old == service.as_ref() {
+                    return false;
                 }
-                changes
+                self.touched.entry(key.clone()).or_default().service = true;
+                self.services.entry(key).or_default().service = service;
+                true
             }
             Kind::EndpointSlice => {
                 let slice = match object {
@@ -223,10 +247,22 @@ impl Store {
                     _ => None,
                 };
                 let owner = slice.as_ref().and_then(|slice| {
-                    let name = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
-                    Some(ServiceKey::new(id.namespace.clone(), name.as_str()))
+                    let service = slice.service.clone()?;
+                    Some(ServiceKey::new(id.namespace.clone(), service))
                 });
-                self.set_slice(id, owner.zip(slice))
+                let old_owner = self.owners.get(id).cloned();
+                if let Some(old_owner) = old_owner.filter(|old| Some(old) != owner.as_ref()) {
+                    self.owners.remove(id);
+                    self.set_slice(old_owner, &id.name, None);
+                    let Some(owner) = owner else { return true };
+                    self.owners.insert(id.clone(), owner.clone());
+                    self.set_slice(owner, &id.name, slice)
+                } else if let Some(owner) = owner {
+                    self.owners.insert(id.clone(), owner.clone());
+                    self.set_slice(owner, &id.name, slice)
+                } else {
+                    false
+                }
             }
             Kind::Pod => {
                 let addresses = match object {
@@ -241,42 +277,32 @@ impl Store {
 
     fn set_slice(
         &mut self,
-        id: &ObjectId,
-        owned: Option<(ServiceKey, Arc<EndpointSlice>)>,
+        owner: ServiceKey,
+        name: &str,
+        mut slice: Option<Arc<EndpointSlice>>,
     ) -> bool {
-        let changes = owned.is_some() || self.owners.contains_key(id);
-        if let Some(old_owner) = self.owners.get(id) {
-            let slices = self.slices.get_mut(old_owner).expect("an owner has slices");
-            if let Some((owner, slice)) = &owned
-                && owner == old_owner
-                && slices.get(&id.name) == Some(slice)
-            {
-                return false;
-            }
-            slices.remove(&id.name);
-            if slices.is_empty() {
-                self.slices.remove(old_owner);
-            }
-            self.touched.insert(old_owner.clone());
-            self.owners.remove(id);
+        let slices = &mut self.services.entry(owner.clone()).or_default().slices;
+        let old = slices.get(name);
+        if old == slice.as_ref() {
+            return false;
         }
-        if let Some((owner, slice)) = owned {
-            self.slices
-                .entry(owner.clone())
-                .or_default()
-                .insert(id.name.clone(), slice);
-            self.touched.insert(owner.clone());
-            self.owners.insert(id.clone(), owner);
+        if let (Some(old), Some(new)) = (old, slice.as_mut().and_then(Arc::get_mut)) {
+            new.share(old);
         }
-        changes
+        let old = match slice {
+            Some(slice) => slices.insert(name.into(), slice),
+            None => slices.remove(name),
+        };
+        let touched = &mut self.touched.entry(owner).or_default().slices;
+        touched.entry(name.into()).or_insert(old);
+        true
     }
 
     /// The objects that are there and wanted.
     fn ids(&self, wanted: impl Fn(&ObjectId) -> bool) -> BTreeSet<ObjectId> {
-        let services = self
-            .services
-            .keys()
-            .map(|key| ObjectId::service(key.namespace.clone(), key.name.clone()));
+        let services = self.services.iter().filter(|(_, of)| of.service.is_some());
+        let services =
+            services.map(|(key, _)| ObjectId::service(key.namespace.clone(), key.name.clone()));
         let pods = self.pods.ids().cloned();
         services
             .chain(self.owners.keys().cloned())
@@ -293,32 +319,60 @@ impl Store {
     /// What the services that were touched since the last batch publish now, and the pods.
     fn take_batch(&mut self) -> Batch {
         let touched = std::mem::take(&mut self.touched);
-        let records = |key: &ServiceKey| {
-            let service = self.services.get(key)?;
-            let slices = self.slices.get(key).into_iter().flat_map(BTreeMap::values);
-            Some(records_for(service, slices.map(Arc::as_ref), &self.policy))
-        };
-        let services = touched.into_iter().map(|key| {
-            let records = records(&key);
+        let records = |(key, touched): (ServiceKey, Touched)| {
+            let family = self.services.get_mut(&key).expect("what was touched");
+            let records = family.merge(&touched, &self.policy);
+            if records.is_none() && family.slices.is_empty() {
+                self.services.remove(&key);
+            }
             (key, records)
-        });
+        };
         Batch {
-            services: services.collect(),
+            services: touched.into_iter().map(records).collect(),
             pods: self.pods.take_batch(),
         }
     }
 }
 
+impl Family {
+    fn merge(&mut self, touched: &Touched, policy: &RecordPolicy) -> Option<ServiceRecords> {
+        let Self {
+            service,
+            slices,
+            merged,
+        } = self;
+        let service = service.as_deref();
+        let all = slices.values().map(Arc::as_ref);
+        match (service, merged.as_mut().filter(|_| !touched.service)) {
+            (None, _) => *merged = None,
+            (Some(service), None) => *merged = Some(Merged::new(service, all, policy)),
+            (Some(service), Some(merged)) => {
+                let replaced = touched.slices.iter();
+                let replaced: Vec<_> = replaced
+                    .map(|(name, old)| (old.as_deref(), slices.get(name).map(Arc::as_ref)))
+                    .collect();
+                merged.replace(service, &replaced, all, policy);
+            }
+        }
+        merged.as_ref().map(|merged| merged.records.clone())
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::{
+        core::v1::Service as ApiService, discovery::v1::EndpointSlice as ApiSlice,
+    };
     use serde_json::{from_value, json};
 
     use super::*;
-    use crate::snapshot::ServiceRecords;
+    use crate::objects::SERVICE_NAME_LABEL;
 
     fn service() -> Object {
         let object = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"clusterIP": "None"}});
-        Object::Service(Arc::new(from_value(object).unwrap()))
+        Object::Service(Arc::new(
+            (&from_value::<ApiService>(object).unwrap()).into(),
+        ))
     }
 
     fn slice(service: &str, address: &str) -> Object {
@@ -327,7 +381,7 @@ mod tests {
             "metadata": {"name": "s", "labels": {SERVICE_NAME_LABEL: service}},
             "endpoints": [{"addresses": [address]}],
         });
-        Object::EndpointSlice(Arc::new(from_value(object).unwrap()))
+        Object::EndpointSlice(Arc::new((&from_value::<ApiSlice>(object).unwrap()).into()))
     }
 
     /// `name addresses` of each service in the batch.
@@ -366,7 +420,7 @@ mod tests {
         assert_eq!(summary(store.take_batch()), ["other gone", "web []"]);
         store.set(&web, None);
         assert_eq!(summary(store.take_batch()), ["web gone"]);
-        assert!(store.slices.is_empty() && store.owners.is_empty() && store.services.is_empty());
+        assert!(store.owners.is_empty() && store.services.is_empty());
     }
 
     #[test]

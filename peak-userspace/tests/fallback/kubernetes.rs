@@ -13,8 +13,9 @@ use peak_userspace::{
         answer::{Policy, Reaction, answer},
     },
     name::Name,
+    objects::SERVICE_NAME_LABEL,
     pods::{PodKey, PodMode},
-    records::{RecordPolicy, SERVICE_NAME_LABEL, records_for},
+    records::{RecordPolicy, records_for},
     snapshot::{Batch, Change, ServiceKey, Snapshot, SnapshotConfig},
 };
 use serde_json::{Value, from_value, json};

@@ -41,9 +41,10 @@ use peak_userspace::{
         memory::{Memory, Region},
         table::Writer,
     },
+    endpoints::Endpoint,
     fallback::answer::Policy,
     name::Name,
-    snapshot::{Endpoint, ServiceKey, ServiceRecords, Snapshot, SnapshotConfig},
+    snapshot::{ServiceKey, ServiceRecords, Snapshot, SnapshotConfig},
 };
 use query::{Opt, Query, TYPE_A, TYPE_AAAA, TYPE_TXT, below, bytes, mend_header, mutate, one_of};
 
@@ -124,7 +125,8 @@ fn services() -> Vec<(ServiceKey, Option<ServiceRecords>)> {
                     addresses: v6(i, 1).chain(v4(i, 1)).collect(),
                     ports: [].into(),
                 }]
-                .into(),
+                .into_iter()
+                .collect(),
                 ..ServiceRecords::default()
             };
             let namespace = ["shop", &"n".repeat(63), "a"][i % 3].to_owned();
