@@ -14,7 +14,7 @@ use hickory_proto::rr::RecordType;
 use tempfile::TempDir;
 
 use crate::{
-    ControlPlane, Running, ask,
+    ControlPlane, Namespace, Running, ask,
     control_plane::{asset, free_ports, last_lines, make_logs},
     eventually, scratch,
 };
@@ -58,6 +58,38 @@ impl CoreDns {
         address: IpAddr,
         options: &[&str],
     ) -> Result<Self> {
+        let command = Command::new(asset("coredns")?);
+        let bind = format!("bind {address}");
+        Self::spawn(command, plane, label, (address, &bind), options)
+    }
+
+    /// Starts one as [`Self::start`] does, on all addresses of a namespace from which the API server is within reach: those that
+    /// are not loopback's are its name server's.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_in(
+        namespace: &Namespace,
+        plane: &ControlPlane,
+        label: &str,
+        options: &[&str],
+    ) -> Result<Self> {
+        let command = namespace.command(asset("coredns")?);
+        // To what it is bound by name it would not give out.
+        let everywhere = (Ipv4Addr::LOCALHOST.into(), "");
+        let mut coredns = Self::spawn(command, plane, label, everywhere, options)?;
+        namespace.run(|| coredns.ready())?;
+        Ok(coredns)
+    }
+
+    /// With an address at which it can be asked, and what makes it listen there.
+    fn spawn(
+        mut command: Command,
+        plane: &ControlPlane,
+        label: &str,
+        (address, bind): (IpAddr, &str),
+        options: &[&str],
+    ) -> Result<Self> {
         let folder = scratch()?;
         let [port, ready] = free_ports()?;
         let ready = SocketAddr::from((Ipv4Addr::LOCALHOST, ready));
@@ -65,13 +97,12 @@ impl CoreDns {
         fs::write(
             &corefile,
             format!(
-                ".:{port} {{\n bind {address}\n errors\n ready {ready}\n \
+                ".:{port} {{\n {bind}\n errors\n ready {ready}\n \
                  kubernetes cluster.local in-addr.arpa ip6.arpa {{\n kubeconfig {}\n {}\n }}\n}}\n",
                 plane.kubeconfig().display(),
                 options.join("\n ")
             ),
         )?;
-        let mut command = Command::new(asset("coredns")?);
         command.arg("-conf").arg(&corefile);
         let log = make_logs(label)?.join("coredns.log");
         Ok(Self {
@@ -101,7 +132,7 @@ impl CoreDns {
         .with_context(|| format!("its log is {}", self.log.display()))
     }
 
-    /// Where it answers, over UDP and TCP.
+    /// Where it answers, over UDP and TCP; in a namespace at its other addresses, too.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

@@ -3,6 +3,7 @@
 //! Everything is a guard: dropping it takes away what it made, also when a test panics. What a killed process could not
 //! take away, the next one does. All of it needs root.
 
+mod answers;
 mod control_plane;
 mod coredns;
 mod dns;
@@ -16,9 +17,10 @@ mod wait;
 mod xdp;
 
 pub use self::{
+    answers::{Said, Wanted, check, comparable, data, rtype},
     control_plane::{Component, ControlPlane, Reach, asset},
     coredns::CoreDns,
-    dns::{ask, connect, exchange, query},
+    dns::{ask, connect, exchange, over_tcp, over_udp, query},
     frames::{Datagram, Frames},
     http::http_get,
     namespace::{Namespace, Net, join, scratch},
