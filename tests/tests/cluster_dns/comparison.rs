@@ -1,0 +1,180 @@
+//! One question, two servers.
+
+use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr};
+
+use anyhow::{Result, ensure};
+use hickory_proto::rr::RecordType;
+use peak_tests::{ControlPlane, CoreDns, comparable, rtype};
+
+use crate::{
+    REVERSE, Site,
+    answer::{Answers, Places, Question, Transport},
+    differences::{Differences, Said},
+    names::{Names, ZONE},
+};
+
+/// The types that are asked for.
+const TYPES: [&str; 10] = [
+    "A",
+    "AAAA",
+    "SRV",
+    "PTR",
+    "TXT",
+    "CNAME",
+    "SOA",
+    "NS",
+    "ANY",
+    "TYPE65280",
+];
+
+/// As many AAAA records have room in any frame.
+const KERNEL_HAS_ROOM: usize = 7;
+
+/// What differs without an explanation, by kind of name, type and transport.
+type Unexplained = BTreeMap<(&'static str, String, Transport), Vec<String>>;
+
+/// Peak beside CoreDNS on one control plane.
+pub(crate) struct Comparison<'p> {
+    plane: &'p ControlPlane,
+    types: Vec<RecordType>,
+    /// Those that are wanted.
+    differences: Differences,
+    unexplained: Unexplained,
+}
+
+impl<'p> Comparison<'p> {
+    /// With the text of a table of differences.
+    pub(crate) fn new(plane: &'p ControlPlane, differences: &str) -> Result<Self> {
+        let types: Vec<_> = TYPES
+            .iter()
+            .map(|name| rtype(name))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            plane,
+            differences: Differences::read(differences, &types)?,
+            types,
+            unexplained: Unexplained::new(),
+        })
+    }
+
+    /// Starts both with these options, which give records this TTL, and asks them about names: Peak with the kernel
+    /// answering, without it, and over TCP, CoreDNS over UDP and TCP.
+    ///
+    /// # Errors
+    /// Kernel and fallback differ, or the kernel did not answer what it can.
+    pub(crate) fn run(
+        &mut self,
+        peak_options: &[&str],
+        coredns_options: &[&str],
+        ttl: u32,
+        names: &Names,
+    ) -> Result<()> {
+        let site = Site::new(self.plane, &[&REVERSE, peak_options].concat())?;
+        let label = format!("coredns-{}", coredns_options.concat().replace(' ', "-"));
+        let coredns = CoreDns::start_in(&site.net.node, self.plane, &label, coredns_options)?;
+        let by_type = |name: &String| {
+            let name = name.clone();
+            self.types.iter().map(move |&qtype| Question {
+                name: name.clone(),
+                qtype,
+            })
+        };
+        let questions: Vec<_> = names.keys().flat_map(by_type).collect();
+        let places: Places = questions.iter().cloned().zip(0..).collect();
+        let here = Site::server();
+        let there = SocketAddr::new(here.ip(), coredns.address().port());
+        let ask = |server, transport| Answers::ask(&site.net.client, server, transport, &questions);
+
+        let before = site.peak.status()?.counted();
+        let by_kernel = ask(here, Transport::Udp)?;
+        let counted = site.peak.status()?.counted() - before;
+        site.peak.kernel(false)?;
+        let (udp, tcp) = (ask(here, Transport::Udp)?, ask(here, Transport::Tcp)?);
+        let peak = Said {
+            ttl,
+            places: &places,
+            udp: &udp,
+            tcp: &tcp,
+        };
+        let (udp, tcp) = (ask(there, Transport::Udp)?, ask(there, Transport::Tcp)?);
+        let coredns = Said {
+            ttl,
+            places: &places,
+            udp: &udp,
+            tcp: &tcp,
+        };
+
+        let (mut least, mut most) = (0, 0);
+        for (place, question) in questions.iter().enumerate() {
+            let Question { name, qtype } = question;
+            let kind = names[name];
+            let [with_kernel, without] =
+                [&by_kernel, peak.udp].map(|answers| comparable(answers.replies[place].clone()));
+            ensure!(
+                with_kernel == without,
+                "the kernel says {with_kernel:?}, the fallback {without:?}"
+            );
+            if is_kernels(name, kind, *qtype) {
+                let answer = &by_kernel.answers[place];
+                let has_room = !answer.truncated && answer.answers.len() <= KERNEL_HAS_ROOM;
+                least += u64::from(has_room);
+                most += 1;
+            }
+            for (transport, here, there) in [
+                (Transport::Udp, peak.udp, coredns.udp),
+                (Transport::Tcp, peak.tcp, coredns.tcp),
+            ] {
+                let [here, there] = [here, there].map(|answers| &answers.answers[place]);
+                // What clients read depends on it.
+                ensure!(here.aliases_first, "{question:?}: {here}");
+                if here != there
+                    && !self
+                        .differences
+                        .explain(question, kind, transport, &peak, &coredns)
+                {
+                    let what = format!("{name}\n    Peak    {here}\n    CoreDNS {there}");
+                    let group = self.unexplained.entry((kind, qtype.to_string(), transport));
+                    group.or_default().push(what);
+                }
+            }
+        }
+        ensure!(
+            (least..=most).contains(&counted.kernel) && least > 0,
+            "{counted}: the kernel can answer {least}, and at most {most} if there is room"
+        );
+        Ok(())
+    }
+
+    /// Makes sure that the table has all differences of all runs, and no others.
+    ///
+    /// # Errors
+    /// With those that it has not, or that are none.
+    pub(crate) fn finish(self) -> Result<()> {
+        let unexplained = listed(&self.unexplained);
+        ensure!(
+            unexplained.is_empty(),
+            "differences.txt does not explain:{unexplained}"
+        );
+        self.differences.all_used()
+    }
+}
+
+/// Whether the kernel answers a question if there is room: addresses in the zone, but those of aliases' targets, and of pods that
+/// nobody has verified.
+fn is_kernels(name: &str, kind: &str, qtype: RecordType) -> bool {
+    let is_address = matches!(qtype, RecordType::A | RecordType::AAAA);
+    let in_zone = name.to_lowercase().ends_with(ZONE) && kind != "outside";
+    is_address && in_zone && !kind.starts_with("alias") && !kind.starts_with("any-")
+}
+
+/// Some of each.
+fn listed(unexplained: &Unexplained) -> String {
+    let mut text = String::new();
+    for ((kind, qtype, transport), all) in unexplained {
+        let _ = write!(text, "\n{kind} {qtype} {transport:?}: {}", all.len());
+        for one in all.iter().take(2) {
+            let _ = write!(text, "\n  {one}");
+        }
+    }
+    text
+}

@@ -1,0 +1,222 @@
+//! Peak as a cluster's DNS server, on a real API server: beside CoreDNS, and against what is written by hand.
+
+mod answer;
+mod comparison;
+mod differences;
+mod generated;
+mod names;
+mod pods;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
+
+use anyhow::{Context, Result, ensure};
+use peak_tests::{ControlPlane, Net, PassProgram, Peak, Reach, Wanted, check, pass};
+
+use self::{
+    comparison::Comparison,
+    differences::Differences,
+    names::{Names, Objects, absent},
+};
+
+/// Objects for each line of what a Kubernetes DNS server must answer, and the answers, by hand.
+const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster_dns");
+const DIFFERENCES: &str = include_str!("differences.txt");
+
+/// All reverse names are ours, as they are CoreDNS's.
+const REVERSE: [&str; 4] = ["--reverse", "0.0.0.0/0", "--reverse", "::/0"];
+
+/// A client, and a node with an agent that answers from a cluster.
+struct Site {
+    net: Net,
+    peak: Peak,
+    _reach: Reach,
+    _pass: PassProgram,
+}
+
+impl Site {
+    fn new(plane: &ControlPlane, options: &[&str]) -> Result<Self> {
+        let net = Net::new()?;
+        let pass = pass(&net.client, "eth0")?;
+        let reach = plane.reach_from(&net.node)?;
+        // CoreDNS would give these for its own.
+        net.node.ip("-6 address flush dev eth0 scope link")?;
+        let kubeconfig = plane.kubeconfig();
+        let kubeconfig = kubeconfig.to_str().context("a plain path")?;
+        let common = [
+            "--interface",
+            "eth0",
+            "--listen",
+            "[fd00:10:1::1]:53",
+            "--listen",
+            "10.1.0.1:53",
+            "--kubeconfig",
+            kubeconfig,
+        ];
+        let peak = Peak::start(&net.node, common.iter().chain(options))?;
+        Ok(Self {
+            net,
+            peak,
+            _reach: reach,
+            _pass: pass,
+        })
+    }
+
+    /// Where the agent is asked.
+    fn server() -> SocketAddr {
+        SocketAddr::from(([10, 1, 0, 1], 53))
+    }
+}
+
+/// What a table's agent is started with: the line behind `#!`.
+fn options(table: &str) -> Vec<&str> {
+    let line = table.lines().find_map(|line| line.strip_prefix("#!"));
+    line.unwrap_or_default().split_ascii_whitespace().collect()
+}
+
+#[test]
+fn kernel_and_fallback_say_what_is_written_by_hand() -> Result<()> {
+    let plane = ControlPlane::shared()?;
+    apply_cases(&plane)?;
+    let tables = tables()?;
+    ensure!(tables.len() >= 30, "{} tables", tables.len());
+    let mut by_options = BTreeMap::<_, Vec<_>>::new();
+    for table in &tables {
+        let wanted = Wanted::all(&table.text).with_context(|| table.name.clone())?;
+        let wanted: Vec<_> = wanted.into_iter().map(|(_, wanted)| wanted).collect();
+        by_options
+            .entry(options(&table.text))
+            .or_default()
+            .push((&table.name, wanted));
+    }
+    for (options, tables) in by_options {
+        let site = Site::new(&plane, &[&REVERSE, &options[..]].concat())?;
+        for (name, wanted) in tables {
+            check(&site.peak, &site.net.client, &[&wanted]).with_context(|| name.clone())?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_peak_says_is_what_coredns_says_but_for_the_table() -> Result<()> {
+    let plane = ControlPlane::shared()?;
+    apply_cases(&plane)?;
+    generated::create(&plane)?;
+    let pods = pods::create(&plane)?;
+    let objects = Objects::read(&plane, |namespace| !namespace.starts_with("conformance"))?;
+    let mut names = objects.names();
+    for (name, kind) in absent(&names, is_one_of_many) {
+        names.entry(name).or_insert(kind);
+    }
+    for table in tables()? {
+        for (_, wanted) in Wanted::all(&table.text)? {
+            let kind = names.get(&wanted.name.to_lowercase()).copied();
+            let name = wanted.name.to_owned();
+            names.entry(name).or_insert(kind.unwrap_or("absent"));
+        }
+    }
+    ensure!(
+        objects.services() > generated::SERVICES && names.len() > 5_000,
+        "{} services, {} names",
+        objects.services(),
+        names.len()
+    );
+
+    let mut comparison = Comparison::new(&plane, DIFFERENCES)?;
+    comparison.run(&[], &[], 5, &names)?;
+    comparison.run(
+        &["--pods", "insecure"],
+        &["pods insecure"],
+        5,
+        &pods::insecure(),
+    )?;
+    comparison.run(&["--pods", "verified"], &["pods verified"], 5, &pods)?;
+    for ttl in [0, 3600] {
+        let (peak, coredns) = (ttl.to_string(), format!("ttl {ttl}"));
+        comparison.run(&["--ttl", &peak], &[&coredns], ttl, &of_other_ttl())?;
+    }
+    comparison.finish()
+}
+
+/// Whether there are many names like this one.
+fn is_one_of_many(name: &str) -> bool {
+    generated::is_of_one(name)
+        || ["c-srv-addresses", "mmm"]
+            .iter()
+            .any(|part| name.contains(part))
+}
+
+/// What is asked for where the TTL is not the default.
+fn of_other_ttl() -> Names {
+    let names = [
+        (names::ZONE, "ttl-apex"),
+        (
+            "v4.s-cluster-ip-addresses.svc.cluster.local.",
+            "ttl-service",
+        ),
+        (
+            "a.web.s-headless-hostnames.svc.cluster.local.",
+            "ttl-service",
+        ),
+        (
+            "nobody.s-cluster-ip-addresses.svc.cluster.local.",
+            "ttl-absent",
+        ),
+    ];
+    names.map(|(name, kind)| (name.to_owned(), kind)).into()
+}
+
+/// Applies the objects of all cases, once a control plane: the API server fills in what would contradict them the next time.
+fn apply_cases(plane: &ControlPlane) -> Result<()> {
+    static APPLIED: Mutex<Option<SocketAddr>> = Mutex::new(None);
+    let mut applied = APPLIED.lock().unwrap_or_else(PoisonError::into_inner);
+    if *applied != Some(plane.address()) {
+        plane.apply_folder(Path::new(CASES))?;
+        *applied = Some(plane.address());
+    }
+    Ok(())
+}
+
+/// A table of answers that were written by hand.
+struct Table {
+    /// The file's name.
+    name: String,
+    text: String,
+}
+
+/// All tables, in the order of their names.
+fn tables() -> Result<Vec<Table>> {
+    let mut tables = Vec::new();
+    for entry in fs::read_dir(CASES)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|kind| kind == "txt") {
+            let name = path.file_name().context("a file")?.display().to_string();
+            tables.push(Table {
+                name,
+                text: fs::read_to_string(&path)?,
+            });
+        }
+    }
+    tables.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(tables)
+}
+
+#[test]
+fn the_documentation_has_the_same_differences() -> Result<()> {
+    let documentation = include_str!("../../../docs/kubernetes.md");
+    let (_, section) = documentation
+        .split_once("## Differences from CoreDNS")
+        .context("a section of that name")?;
+    let (section, _) = section.split_once("\n## ").context("a section behind it")?;
+    let rows = section.lines().filter(|line| line.starts_with('|'));
+    // Behind the heading and the line below it.
+    let documented: Vec<_> = rows.skip(2).collect();
+    assert_eq!(documented, Differences::read(DIFFERENCES, &[])?.rows);
+    Ok(())
+}
