@@ -24,7 +24,7 @@ pub use self::{
     frames::{Datagram, Frames},
     http::http_get,
     namespace::{Namespace, Net, join, scratch},
-    peak::{Counted, Fallback, Interface, Peak, SnapshotSize, Source, Status, give_away},
+    peak::{Counted, Fallback, Interface, Peak, SnapshotSize, Source, Status, Watch, give_away},
     pod::Pod,
     process::{Running, program},
     wait::eventually,

@@ -316,6 +316,19 @@ pub struct Source {
     pub from: String,
     /// `syncing`, `current` or `stale`.
     pub state: String,
+    /// Each watch of the API.
+    pub watches: Vec<Watch>,
+}
+
+/// One watch of the API.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Watch {
+    /// What is watched, such as `endpointslices.discovery.k8s.io`.
+    pub resource: String,
+    /// Complete lists since the start.
+    pub lists: u64,
+    /// Events since the start.
+    pub events: u64,
 }
 
 /// The snapshot's number and size.

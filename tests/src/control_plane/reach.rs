@@ -1,12 +1,16 @@
 //! The API server, seen from namespaces that tests make.
 
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::{
+    net::{SocketAddr, TcpListener as StdListener},
+    sync::Arc,
+};
 
 use anyhow::{Context, Result};
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
     runtime::Runtime,
+    sync::Notify,
     task::{JoinHandle, JoinSet},
 };
 
@@ -16,6 +20,7 @@ use crate::Namespace;
 #[derive(Debug)]
 pub struct Reach {
     passing: JoinHandle<()>,
+    hang_up: Arc<Notify>,
 }
 
 impl Reach {
@@ -29,16 +34,29 @@ impl Reach {
             .run(|| StdListener::bind(address))
             .with_context(|| format!("cannot listen on {address} in {}", namespace.name()))?;
         listener.set_nonblocking(true)?;
+        let hang_up = Arc::new(Notify::new());
+        let hung_up = Arc::clone(&hang_up);
         let passing = runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).expect("it is non-blocking");
             let mut connections = JoinSet::new();
-            while let Ok((near, _)) = listener.accept().await {
-                connections.spawn(pass(near, address));
-                // Those that have ended need no memory.
-                while connections.try_join_next().is_some() {}
+            loop {
+                tokio::select! {
+                    accepted = listener.accept() => {
+                        let Ok((near, _)) = accepted else { return };
+                        connections.spawn(pass(near, address));
+                        // Those that have ended need no memory.
+                        while connections.try_join_next().is_some() {}
+                    }
+                    () = hung_up.notified() => connections.abort_all(),
+                }
             }
         });
-        Ok(Self { passing })
+        Ok(Self { passing, hang_up })
+    }
+
+    /// Ends the connections that there are. New ones are passed on.
+    pub fn hang_up(&self) {
+        self.hang_up.notify_one();
     }
 }
 
