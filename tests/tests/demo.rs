@@ -49,10 +49,20 @@ fn belongings(process: u32) -> Vec<String> {
 
 #[test]
 fn every_step_is_right_and_every_address_question_is_answered_in_the_kernel() -> Result<()> {
+    every_step_is_right(&[])
+}
+
+#[test]
+fn every_step_is_right_from_a_cluster_too() -> Result<()> {
+    every_step_is_right(&["--cluster"])
+}
+
+fn every_step_is_right(more: &[&str]) -> Result<()> {
     let _stage = stage();
     let mut demo = demo();
     let child = demo
         .args(["--output", "json"])
+        .args(more)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;

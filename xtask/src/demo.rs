@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::{
-    build,
+    build, control_plane,
     prerequisites::{self, Purpose},
     process,
 };
@@ -16,6 +16,9 @@ use crate::{
 /// exit status is 0 only if every answer was right and every A and AAAA query was answered by the kernel.
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    /// Take services from a real API server instead of a folder of manifests: that takes Go, once
+    #[arg(long)]
+    cluster: bool,
     /// Stay up after the last step, print commands to look around with, and end with Ctrl-C
     #[arg(long)]
     hold: bool,
@@ -25,13 +28,21 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    prerequisites::check(Purpose::Run)?;
+    prerequisites::check(if args.cluster {
+        Purpose::Test
+    } else {
+        Purpose::Run
+    })?;
+    let assets = args.cluster.then(control_plane::assets).transpose()?;
     build::build(false)?;
     let demo = build::program("peak-tests", "peak-demo", false)?;
     let mut command = process::privileged(demo);
     command
         .args(["show", "--output", &args.output, "--manifests"])
         .arg(process::workspace().join("deploy/samples"));
+    if let Some(assets) = assets {
+        command.arg("--cluster").env(control_plane::ASSETS, assets);
+    }
     if args.hold {
         command.arg("--hold");
     }

@@ -131,8 +131,9 @@ const PROGRAMS: [Program; 4] = [
 /// A Go that is new enough, without what it might fetch instead of itself.
 fn go() -> Option<String> {
     let (major, minor) = OLDEST_GO;
-    let wanted =
-        format!("go {major}.{minor} or newer (builds the Kubernetes control plane of the tests)");
+    let wanted = format!(
+        "go {major}.{minor} or newer (builds the Kubernetes control plane of tests and of `demo --cluster`)"
+    );
     let remedy = "install it from https://go.dev/dl and have its bin folder in PATH";
     if process::find("go").is_none() {
         return Some(format!("{wanted}: {remedy}"));

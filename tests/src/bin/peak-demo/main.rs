@@ -45,6 +45,9 @@ struct Show {
     /// The manifests to begin with
     #[arg(long)]
     manifests: PathBuf,
+    /// Serve a cluster's services, from a control plane of the demo's own, instead of a folder's
+    #[arg(long)]
+    cluster: bool,
     /// Stay up after the last step, until Ctrl-C
     #[arg(long)]
     hold: bool,
@@ -88,7 +91,7 @@ impl Show {
     }
 
     fn play(&self, interrupt: &Interrupt) -> Result<Report> {
-        let mut scene = Scene::set(&self.manifests)?;
+        let mut scene = Scene::set(&self.manifests, self.cluster)?;
         let mut report = Report::default();
         report::heading();
         for step in steps::all() {

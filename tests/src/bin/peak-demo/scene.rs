@@ -1,7 +1,7 @@
 //! Where the demo plays: a client, a node with Peak on the client's link, and pods behind the node.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env, fs,
     net::{IpAddr, SocketAddr},
     path::Path,
@@ -9,7 +9,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use peak_tests::{Namespace, PassProgram, Peak, Pod, eventually, join, pass, scratch};
+use peak_tests::{
+    ControlPlane, Namespace, PassProgram, Peak, Pod, Reach, eventually, join, pass, scratch,
+};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -22,9 +24,10 @@ const SERVER_V4: &str = "10.1.0.1";
 pub(crate) const HTTP: u16 = 8080;
 /// The node's interface towards the client: Peak's.
 const UPLINK: &str = "eth0";
-/// The manifest that changes.
-const WEB: &str = "web-endpoints.yaml";
-/// How long a changed manifest may take to be served.
+/// The service that changes, and the manifest that says so.
+const WEB: &str = "web.shop.svc.cluster.local";
+const WEB_MANIFEST: &str = "web-endpoints.yaml";
+/// How long a change may take to be served.
 const CHANGE: Duration = Duration::from_secs(5);
 
 /// Everything that the demo makes. Dropped in this order.
@@ -34,9 +37,77 @@ pub(crate) struct Scene {
     pods: BTreeMap<&'static str, Host>,
     /// What pods that have left had answered.
     left: BTreeMap<IpAddr, u64>,
-    manifests: TempDir,
+    objects: Objects,
     client: Namespace,
     node: Namespace,
+}
+
+/// Where services are written down.
+enum Objects {
+    Folder(TempDir),
+    /// In a control plane, which the node reaches at the address that a kubeconfig names.
+    Cluster {
+        _reach: Reach,
+        plane: Box<ControlPlane>,
+    },
+}
+
+impl Objects {
+    /// With the manifests of a folder to begin with.
+    fn new(samples: &Path, node: &Namespace, cluster: bool) -> Result<Self> {
+        if !cluster {
+            let manifests = scratch()?;
+            copy(samples, manifests.path())
+                .with_context(|| format!("cannot copy the manifests in {}", samples.display()))?;
+            return Ok(Self::Folder(manifests));
+        }
+        eprintln!("starting etcd, kube-apiserver and kube-controller-manager");
+        let plane = Box::new(ControlPlane::start("demo")?);
+        plane.apply_folder(samples)?;
+        Ok(Self::Cluster {
+            _reach: plane.reach_from(node)?,
+            plane,
+        })
+    }
+
+    /// How the agent is told of them.
+    fn argument(&self) -> Result<[String; 2]> {
+        let (option, path) = match self {
+            Self::Folder(folder) => ("--manifests", folder.path().to_owned()),
+            Self::Cluster { plane, .. } => ("--kubeconfig", plane.kubeconfig()),
+        };
+        let path = path.to_str().context("a path of the demo's own is UTF-8")?;
+        Ok([option, path].map(str::to_owned))
+    }
+
+    /// Writes one down, as JSON: that is YAML, too.
+    fn publish(&self, object: &str) -> Result<()> {
+        match self {
+            Self::Folder(folder) => {
+                let file = folder.path().join(WEB_MANIFEST);
+                let unfinished = file.with_extension("new");
+                fs::write(&unfinished, object)?;
+                Ok(fs::rename(&unfinished, &file)?)
+            }
+            Self::Cluster { plane, .. } => plane.apply(object),
+        }
+    }
+
+    /// A command that changes them.
+    fn editor(&self) -> String {
+        match self {
+            Self::Folder(folder) => {
+                format!("$EDITOR {}", folder.path().join(WEB_MANIFEST).display())
+            }
+            Self::Cluster { plane, .. } => {
+                let kubeconfig = plane.kubeconfig();
+                format!(
+                    "kubectl --kubeconfig {} -n shop edit endpointslice web-ipv6",
+                    kubeconfig.display()
+                )
+            }
+        }
+    }
 }
 
 /// A pod: its servers, one an address, in its namespace.
@@ -46,8 +117,8 @@ struct Host {
 }
 
 impl Scene {
-    /// Makes all of it, with `samples` as the manifests to begin with.
-    pub(crate) fn set(samples: &Path) -> Result<Self> {
+    /// Makes all of it, with `samples` as the manifests to begin with, in a folder or in a cluster.
+    pub(crate) fn set(samples: &Path, cluster: bool) -> Result<Self> {
         let client = Namespace::new("client")?;
         let node = Namespace::new("node")?;
         join((&client, "eth0"), (&node, UPLINK))?;
@@ -70,15 +141,9 @@ impl Scene {
             ("cart-1", start(&node, 9, "cart-1", true)?),
         ];
 
-        let manifests = scratch()?;
-        copy(samples, manifests.path())
-            .with_context(|| format!("cannot copy the manifests in {}", samples.display()))?;
-
+        let objects = Objects::new(samples, &node, cluster)?;
+        let source = objects.argument()?;
         let listen = [format!("[{SERVER}]:53"), format!("{SERVER_V4}:53")];
-        let folder = manifests
-            .path()
-            .to_str()
-            .context("a path of the demo's own is UTF-8")?;
         let mut arguments = vec![
             "--interface",
             UPLINK,
@@ -87,7 +152,7 @@ impl Scene {
             "--zone",
             "cluster.local",
         ];
-        arguments.extend(["--manifests", folder]);
+        arguments.extend(source.iter().map(String::as_str));
         arguments.extend(listen.iter().flat_map(|address| ["--listen", address]));
         let peak = Peak::start(&node, arguments)?;
         let modes: Vec<_> = peak
@@ -106,7 +171,7 @@ impl Scene {
             _pass: pass,
             pods: pods.into(),
             left: BTreeMap::new(),
-            manifests,
+            objects,
             client,
             node,
         })
@@ -165,7 +230,6 @@ impl Scene {
             .into_iter()
             .map(|(address, pod)| json!({"addresses": [address], "hostname": pod, "conditions": {"ready": true}}))
             .collect();
-        // JSON is YAML.
         let slice = json!({
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
@@ -178,13 +242,15 @@ impl Scene {
             "endpoints": endpoints,
             "ports": [{"name": "http", "port": HTTP, "protocol": "TCP"}],
         });
-        let before = self.peak.status()?.snapshot.generation;
-        let file = self.manifests.path().join(WEB);
-        let unfinished = file.with_extension("new");
-        fs::write(&unfinished, format!("{slice:#}\n"))?;
-        fs::rename(&unfinished, &file)?;
-        eventually("Peak to serve the changed manifest", CHANGE, || {
-            Ok((self.peak.status()?.snapshot.generation > before).then_some(()))
+        self.objects.publish(&format!("{slice:#}\n"))?;
+        let wanted: BTreeSet<_> = self.addresses(pods).into_keys().collect();
+        eventually("Peak to serve the change", CHANGE, || {
+            let said = self.peak.lookup(WEB, "AAAA")?;
+            let records = said["records"].as_array().context("records")?;
+            let served = records
+                .iter()
+                .filter_map(|record| record.as_str()?.parse().ok());
+            Ok((served.collect::<BTreeSet<IpAddr>>() == wanted).then_some(()))
         })
     }
 
@@ -198,7 +264,7 @@ impl Scene {
         let client = format!("{sudo}ip netns exec {}", self.client.name());
         let peak = format!("{sudo}{}", self.peak.program().display());
         let admin = format!("--admin {}", self.peak.socket().display());
-        let name = "web.shop.svc.cluster.local";
+        let name = WEB;
         eprintln!("\nIt stays up until Ctrl-C. From another terminal:");
         for command in [
             format!("{client} dig AAAA {name}"),
@@ -206,10 +272,7 @@ impl Scene {
             format!("{client} curl http://{name}:{HTTP}/"),
             format!("{peak} status {admin}"),
             format!("{peak} lookup {name} AAAA {admin}"),
-            format!(
-                "{sudo}$EDITOR {}",
-                self.manifests.path().join(WEB).display()
-            ),
+            format!("{sudo}{}", self.objects.editor()),
         ] {
             eprintln!("  {command}");
         }
