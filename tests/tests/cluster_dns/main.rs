@@ -2,6 +2,7 @@
 
 mod answer;
 mod comparison;
+mod conformance;
 mod differences;
 mod generated;
 mod names;
