@@ -268,7 +268,8 @@ impl Differences {
         Ok(Self { entries, rows })
     }
 
-    /// Whether an entry explains that these two differ. The first that does is counted.
+    /// Whether an entry explains that these two differ. The first that does is counted, but for names that chance has made:
+    /// each entry needs a case.
     pub(crate) fn explain(
         &self,
         question: &Question,
@@ -290,7 +291,10 @@ impl Differences {
                 && entry.coredns.holds(question, transport, coredns)
         });
         if let Some(entry) = entry {
-            entry.explained.set(entry.explained.get() + 1);
+            let by_hand = !crate::generated::is_of_one(&question.name);
+            entry
+                .explained
+                .set(entry.explained.get() + usize::from(by_hand));
         }
         entry.is_some()
     }

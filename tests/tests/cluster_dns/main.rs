@@ -9,14 +9,14 @@ mod names;
 mod pods;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     net::SocketAddr,
     path::Path,
     sync::{Mutex, PoisonError},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use peak_tests::{ControlPlane, Net, PassProgram, Peak, Reach, Wanted, check, pass};
 
 use self::{
@@ -219,5 +219,63 @@ fn the_documentation_has_the_same_differences() -> Result<()> {
     // Behind the heading and the line below it.
     let documented: Vec<_> = rows.skip(2).collect();
     assert_eq!(documented, Differences::read(DIFFERENCES, &[])?.rows);
+    Ok(())
+}
+
+/// What stands in the index of all rules exists, and it has all cases.
+#[test]
+fn the_index_has_every_case_and_names_tests_that_exist() -> Result<()> {
+    let index = fs::read_to_string(format!("{CASES}/README.md"))?;
+    let rows = index.lines().filter_map(|line| line.strip_prefix('|'));
+    let (mut cases, mut tests) = (BTreeSet::new(), BTreeSet::new());
+    for row in rows.skip(2) {
+        let columns: Vec<_> = row.split('|').collect();
+        let [_, rule, of_cases, of_tests, _] = columns[..] else {
+            bail!("four columns are wanted: {row}");
+        };
+        let words = |column: &str| {
+            let words = column.split_ascii_whitespace();
+            words
+                .map(|word| word.trim_matches('`').to_owned())
+                .collect::<Vec<_>>()
+        };
+        let (of_cases, of_tests) = (words(of_cases), words(of_tests));
+        let is_heading = rule.trim().starts_with("**");
+        ensure!(
+            is_heading == of_tests.is_empty(),
+            "a rule has a test: {row}"
+        );
+        cases.extend(of_cases);
+        tests.extend(of_tests);
+    }
+    let tables: BTreeSet<_> = tables()?
+        .into_iter()
+        .map(|table| table.name.trim_end_matches(".txt").to_owned())
+        .collect();
+    assert_eq!(cases, tables);
+
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("a workspace")?;
+    let mut sources = String::new();
+    for folder in ["tests/tests", "peak-userspace/tests", "peak-userspace/src"] {
+        read_sources(&root.join(folder), &mut sources)?;
+    }
+    let is_missing = |test: &&String| !sources.contains(&format!("fn {test}()"));
+    let missing: Vec<_> = tests.iter().filter(is_missing).collect();
+    ensure!(missing.is_empty(), "no test is called {missing:?}");
+    Ok(())
+}
+
+/// Adds what all files of Rust below a folder say.
+fn read_sources(folder: &Path, sources: &mut String) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            read_sources(&path, sources)?;
+        } else if path.extension().is_some_and(|kind| kind == "rs") {
+            sources.push_str(&fs::read_to_string(path)?);
+        }
+    }
     Ok(())
 }
