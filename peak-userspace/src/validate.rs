@@ -245,24 +245,22 @@ pub fn endpoint_slice(slice: &EndpointSlice) -> Vec<Problem> {
         problems.extend(self::port(&field, protocol, name, port.port));
     }
     for (index, endpoint) in slice.endpoints.iter().flatten().enumerate() {
-        let field = format!("endpoints[{index}]");
+        // Made only of what is wrong: slices are many, and mostly in order.
+        let field = |of: std::fmt::Arguments<'_>| format!("endpoints[{index}].{of}");
         if endpoint.addresses.is_empty() {
             problems.push(error(
-                format!("{field}.addresses"),
+                field(format_args!("addresses")),
                 "has no address: an endpoint needs at least one",
             ));
         }
         for (index, address) in endpoint.addresses.iter().enumerate() {
             let wrong = family.parse(address).err();
-            problems
-                .extend(wrong.map(|message| error(format!("{field}.addresses[{index}]"), message)));
+            problems.extend(
+                wrong.map(|message| error(field(format_args!("addresses[{index}]")), message)),
+            );
         }
-        problems.extend(
-            endpoint
-                .hostname
-                .as_deref()
-                .and_then(|name| label(&format!("{field}.hostname"), name)),
-        );
+        let hostname = endpoint.hostname.as_deref().filter(|name| !is_label(name));
+        problems.extend(hostname.and_then(|name| label(&field(format_args!("hostname")), name)));
     }
     problems
 }
