@@ -106,6 +106,13 @@ pub struct SliceEndpoint {
     pub condition: Condition,
 }
 
+impl SliceEndpoint {
+    /// What slices are sorted by, but for the condition.
+    pub(crate) fn place(&self) -> (&str, IpAddr) {
+        (&self.label, self.address)
+    }
+}
+
 /// What an endpoint's conditions come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Condition {
@@ -186,8 +193,11 @@ impl EndpointSlice {
         if self.ports == predecessor.ports {
             self.ports = Arc::clone(&predecessor.ports);
         }
+        let mut olds = predecessor.endpoints.iter().peekable();
         for endpoint in &mut self.endpoints {
-            if let Some(old) = predecessor.named(&endpoint.label).first() {
+            // Both are sorted.
+            while olds.next_if(|old| old.label < endpoint.label).is_some() {}
+            if let Some(old) = olds.peek().filter(|old| old.label == endpoint.label) {
                 endpoint.label = Arc::clone(&old.label);
             }
         }
@@ -343,6 +353,39 @@ mod tests {
         }
         for bad in ["", "-a", "a-", "A", "a.b", "a_b", "ä", &"a".repeat(64)] {
             assert!(!is_label(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_a_predecessor_says_too_is_kept_once() {
+        let slice = |labels: &[&str]| EndpointSlice {
+            service: None,
+            endpoints: labels
+                .iter()
+                .map(|&label| SliceEndpoint {
+                    label: label.into(),
+                    address: IpAddr::from([10, 0, 0, 1]),
+                    condition: Condition::Ready,
+                })
+                .collect(),
+            ports: [Port {
+                protocol: Protocol::Tcp,
+                name: "http".into(),
+                number: 80,
+            }]
+            .into(),
+            problems: [].into(),
+        };
+        let old = slice(&["b", "c", "e"]);
+        let mut new = slice(&["a", "b", "d", "e"]);
+        new.share(&old);
+        assert_eq!(new, slice(&["a", "b", "d", "e"]));
+        assert!(Arc::ptr_eq(&new.ports, &old.ports));
+        for (at, old_at) in [(1, 0), (3, 2)] {
+            assert!(Arc::ptr_eq(
+                &new.endpoints[at].label,
+                &old.endpoints[old_at].label
+            ));
         }
     }
 }

@@ -273,13 +273,24 @@ fn changed<'a>(replaced: &[Replaced<'a>], admits: Admits) -> BTreeSet<&'a Arc<st
         for (slice, other) in [(old, new), (new, old)] {
             let Some(slice) = slice else { continue };
             let other = other.filter(|other| other.ports == slice.ports);
-            let says_the_same = |one: &SliceEndpoint| {
-                let mut same = other.iter().flat_map(|other| other.named(&one.label));
-                same.any(|same| same.address == one.address && admits.admits(same))
+            let admitted = |slice: &'a EndpointSlice| {
+                let endpoints = slice.endpoints.iter();
+                endpoints.filter(move |one| admits.admits(one))
             };
-            let admitted = slice.endpoints.iter().filter(|one| admits.admits(one));
-            let changed = admitted.filter(|one| !says_the_same(one));
-            labels.extend(changed.map(|one| &one.label));
+            let mut others = other.into_iter().flat_map(admitted).peekable();
+            for one in admitted(slice) {
+                // Both are sorted.
+                while others
+                    .next_if(|other| other.place() < one.place())
+                    .is_some()
+                {}
+                if others
+                    .peek()
+                    .is_none_or(|other| other.place() != one.place())
+                {
+                    labels.insert(&one.label);
+                }
+            }
         }
     }
     labels
