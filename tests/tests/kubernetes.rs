@@ -23,6 +23,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use peak_tests::{Component, ControlPlane, Namespace, Peak, Reach, ask, eventually, http_get};
+use tempfile::TempDir;
 
 /// How long anything may take here, on a machine with much else to do.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -234,6 +235,52 @@ fn the_api_server_and_etcd_may_die() -> Result<()> {
     let lost = log.matches("can't reach the API server").count();
     let again = log.matches("the API server is watched again").count();
     assert!((1..=4).contains(&lost) && (1..=4).contains(&again), "{log}");
+    Ok(())
+}
+
+/// What etcd has lost comes to be known: first what was there some time ago, then nothing at all.
+#[test]
+fn etcd_may_lose_what_it_holds() -> Result<()> {
+    let mut plane = ControlPlane::start("loss")?;
+    plane.apply(&web("loss", "fd00::1"))?;
+    let (node, _reach) = node(&plane, "loss", &plane.kubeconfig(), &[])?;
+    plane.kill(Component::Etcd);
+    let saved = plane.save_etcd()?;
+    plane.restart(Component::Etcd)?;
+    plane.apply(&web("loss", "fd00::2"))?;
+    plane.apply(&web("later", "fd00::3"))?;
+    node.comes_to_say("loss", "fd00::2", LIMIT)?;
+    node.comes_to_say("later", "fd00::3", LIMIT)?;
+
+    let lose = |plane: &mut ControlPlane, saved: Option<&TempDir>, known: &str| -> Result<()> {
+        plane.kill(Component::ApiServer);
+        plane.kill(Component::Etcd);
+        plane.put_etcd_back(saved)?;
+        node.becomes("stale")?;
+        assert!(node.says("loss", known)? && node.peak.status()?.ready);
+        plane.restart(Component::Etcd)?;
+        plane.restart(Component::ApiServer)
+    };
+    let vanishes = |namespace: &str| {
+        eventually(&format!("{namespace} to be gone"), LIMIT, || {
+            let (rcode, _) = node.ask(&format!("web.{namespace}.svc.cluster.local"))?;
+            Ok((rcode == ResponseCode::NXDomain).then_some(()))
+        })
+    };
+    lose(&mut plane, Some(&saved), "fd00::2")?;
+    node.comes_to_say("loss", "fd00::1", LIMIT)?;
+    vanishes("later")?;
+    node.becomes("current")?;
+    plane.apply(&web("loss", "fd00::4"))?;
+    node.comes_to_say("loss", "fd00::4", CHANGE)?;
+
+    // An API server that says there is nothing is believed.
+    lose(&mut plane, None, "fd00::4")?;
+    vanishes("loss")?;
+    node.becomes("current")?;
+    plane.apply(&web("loss", "fd00::5"))?;
+    node.comes_to_say("loss", "fd00::5", CHANGE)?;
+    assert!(node.peak.status()?.ready);
     Ok(())
 }
 

@@ -51,6 +51,10 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 /// The longest pause that a server may ask for.
 const RETRY_AFTER: Duration = Duration::from_secs(120);
 
+fn no_list(error: serde_json::Error) -> Trouble {
+    Trouble::Unexpected(format!("a list that is none: {error}"))
+}
+
 /// What happened to the objects of a watch.
 #[derive(Debug)]
 pub(super) enum Change {
@@ -83,6 +87,8 @@ struct Position {
     streams: bool,
     /// The server sends bookmarks.
     bookmarks: bool,
+    /// The server was away: what comes back may know less than we do.
+    was_away: bool,
 }
 
 /// Why a request came to nothing.
@@ -110,6 +116,7 @@ impl Reflector {
             version: None,
             streams: true,
             bookmarks: false,
+            was_away: false,
         };
         let mut backoff = Backoff::default();
         loop {
@@ -137,7 +144,9 @@ impl Reflector {
                     let renew =
                         matches!(trouble, Trouble::Certificate(_) | Trouble::Credentials(_));
                     // Another server may be there when this one is back.
-                    position.streams |= matches!(trouble, Trouble::Unreachable(_));
+                    let is_away = matches!(trouble, Trouble::Unreachable(_));
+                    position.streams |= is_away;
+                    position.was_away |= is_away;
                     self.health.fell(self.index, trouble);
                     if renew {
                         self.renew().await;
@@ -162,10 +171,52 @@ impl Reflector {
 
     /// Lists if need be, then watches until the watch ends.
     async fn turn(&mut self, position: &mut Position) -> Result<(), Failure> {
+        if position.was_away
+            && let Some(version) = &position.version
+            && self.is_ahead(version).await?
+        {
+            tracing::debug!(watch = %self.watch, "the server knows less than we do: listing again");
+            position.version = None;
+        }
+        position.was_away = false;
         if position.version.is_none() && !position.streams {
             position.version = Some(self.list().await?);
         }
         self.watch(position).await
+    }
+
+    /// Whether our version is one that the server has yet to come to: its etcd was put back to an earlier time, or has lost
+    /// everything. A watch from there on would be silent until then, and miss what happens meanwhile.
+    async fn is_ahead(&self, version: &str) -> Result<bool, Failure> {
+        let parameters = ListParams {
+            label_selector: self.watch.label_selector(),
+            field_selector: self.watch.field_selector(),
+            limit: Some(1),
+            ..ListParams::default()
+        };
+        let request = Request::new(self.watch.path()).list(&parameters);
+        let text = self.read(request).await?;
+        let page: Page<'_> = serde_json::from_slice(&text).map_err(no_list)?;
+        // Versions of one kind can be compared as numbers.
+        let number = |version: &str| version.parse::<u64>().ok();
+        let theirs = page.metadata.resource_version.as_deref().and_then(number);
+        Ok(theirs
+            .zip(number(version))
+            .is_some_and(|(theirs, ours)| theirs < ours))
+    }
+
+    /// All of an answer.
+    async fn read(
+        &self,
+        request: Result<HttpRequest<Vec<u8>>, kube::core::request::Error>,
+    ) -> Result<BytesMut, Failure> {
+        let mut body = self.send(request).await?;
+        let mut text = BytesMut::new();
+        while let Some(chunk) = frame(&mut body, LIST_PAUSE).await? {
+            self.health.heard(self.index, false);
+            text.extend_from_slice(&chunk);
+        }
+        Ok(text)
     }
 
     /// A paged list. Returns its version.
@@ -179,14 +230,8 @@ impl Reflector {
         };
         loop {
             let request = Request::new(self.watch.path()).list(&parameters);
-            let mut body = self.send(request).await?;
-            let mut text = BytesMut::new();
-            while let Some(chunk) = frame(&mut body, LIST_PAUSE).await? {
-                self.health.heard(self.index, false);
-                text.extend_from_slice(&chunk);
-            }
-            let page: Page<'_> = serde_json::from_slice(&text)
-                .map_err(|error| Trouble::Unexpected(format!("a list that is none: {error}")))?;
+            let text = self.read(request).await?;
+            let page: Page<'_> = serde_json::from_slice(&text).map_err(no_list)?;
             for item in page.items.unwrap_or_default() {
                 match object::read(self.watch.kind, item) {
                     Ok((id, object, _)) => objects.push((id, object)),
@@ -297,9 +342,8 @@ impl Reflector {
                             return Err(Failure::NoStreaming);
                         }
                         self.listed(objects, unreadable).await?;
-                    } else {
-                        position.bookmarks = true;
                     }
+                    position.bookmarks = true;
                     position.advance(head.metadata.resource_version);
                 }
                 EventKind::Error => {
