@@ -198,6 +198,36 @@ impl ControlPlane {
     /// # Errors
     /// The API server refuses.
     pub fn kubeconfig_of(&self, namespace: &str, account: &str) -> Result<PathBuf> {
+        let token = self.token_of(namespace, account)?;
+        let user = format!("{namespace}-{account}");
+        write_kubeconfig(
+            self.folder.path(),
+            self.address(),
+            &self.authority,
+            &user,
+            &token,
+        )
+    }
+
+    /// What a pod of a service account finds in `/var/run/secrets/kubernetes.io/serviceaccount`. The account is made if need
+    /// be, and may do what the test binds to it.
+    ///
+    /// # Errors
+    /// The API server refuses, or there is no room.
+    pub fn service_account(&self, namespace: &str, account: &str) -> Result<TempDir> {
+        let token = self.token_of(namespace, account)?;
+        let folder = scratch()?;
+        for (file, contents) in [
+            ("token", &*token),
+            ("ca.crt", self.authority.certificate()),
+            ("namespace", namespace),
+        ] {
+            fs::write(folder.path().join(file), contents)?;
+        }
+        Ok(folder)
+    }
+
+    fn token_of(&self, namespace: &str, account: &str) -> Result<String> {
         self.apply(
             &json!({
                 "apiVersion": "v1",
@@ -211,15 +241,7 @@ impl ControlPlane {
         let (params, request) = (PostParams::default(), TokenRequest::default());
         let answer = self.run(accounts.create_token_request(account, &params, &request))?;
         let token = answer.status.and_then(|status| status.token);
-        let token = token.context("the API server has granted no token")?;
-        let user = format!("{namespace}-{account}");
-        write_kubeconfig(
-            self.folder.path(),
-            self.address(),
-            &self.authority,
-            &user,
-            &token,
-        )
+        token.context("the API server has granted no token")
     }
 
     /// Where the API server listens, with TLS.

@@ -6,6 +6,7 @@ use std::{
     ffi::OsStr,
     fs,
     io::{BufReader, Seek},
+    net::SocketAddr,
     os::unix::fs::chown,
     path::{Path, PathBuf},
     process::Command,
@@ -20,6 +21,17 @@ use crate::{Namespace, Running, eventually, program, scratch};
 
 /// A user and a group without anything of their own.
 const NOBODY: u32 = 65534;
+
+/// Makes of a mount namespace what a pod has in it, and of itself what stands behind it. `/var/run` is emptied, because a
+/// folder that is mounted to has to be made.
+const IN_POD: &str = r#"set -e
+mount -t tmpfs tmpfs /var/run
+mkdir -p /var/run/secrets/kubernetes.io/serviceaccount
+mount --bind "$1" /var/run/secrets/kubernetes.io/serviceaccount
+export KUBERNETES_SERVICE_HOST="$2" KUBERNETES_SERVICE_PORT="$3"
+shift 3
+exec "$@"
+"#;
 
 /// How long an agent may take from its start until it is ready.
 const START: Duration = Duration::from_secs(20);
@@ -78,6 +90,26 @@ impl Peak {
         let program = program("peak")?;
         let command = Command::new(&program);
         Self::launch_with(namespace, command, program, folder, arguments)
+    }
+
+    /// Starts `peak run` as a pod does that has a service account: with these files where a kubelet would mount them, and the
+    /// API server in the environment. Nobody else sees either.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn launch_in_pod(
+        namespace: &Namespace,
+        service_account: &Path,
+        api_server: SocketAddr,
+        arguments: &[&str],
+    ) -> Result<Self> {
+        let program = program("peak")?;
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--", "sh", "-c", IN_POD, "sh"]);
+        command.arg(service_account);
+        command.args([api_server.ip().to_string(), api_server.port().to_string()]);
+        command.arg(&program);
+        Self::launch_with(namespace, command, program, scratch()?, arguments)
     }
 
     /// Starts `peak run` as an ordinary user who has these capabilities (`CAP_BPF`, …) and can't get others, and waits

@@ -444,6 +444,27 @@ fn the_role_is_enough_and_no_more() -> Result<()> {
     Ok(())
 }
 
+/// In a pod, the service account is all that is needed.
+#[test]
+fn a_pod_needs_no_kubeconfig() -> Result<()> {
+    let plane = ControlPlane::shared()?;
+    plane.apply(&fs::read_to_string("../deploy/rbac.yaml")?)?;
+    plane.apply(&web("pod", "fd00::1"))?;
+    let account = plane.service_account("peak", "peak")?;
+    let namespace = Namespace::new("pod")?;
+    let _reach = plane.reach_from(&namespace)?;
+    let arguments = ["--xdp", "off", "--listen", "[::1]:53"];
+    let peak = Peak::launch_in_pod(&namespace, account.path(), plane.address(), &arguments)?;
+    let mut node = Node { peak, namespace };
+    node.peak.ready()?;
+    assert!(node.says("pod", "fd00::1")?);
+    plane.apply(&web("pod", "fd00::2"))?;
+    node.comes_to_say("pod", "fd00::2", CHANGE)?;
+    let source = node.peak.status()?.source;
+    assert_eq!(source.from, format!("https://{}", plane.address()));
+    Ok(())
+}
+
 #[test]
 fn a_missing_rule_is_named() -> Result<()> {
     let plane = ControlPlane::shared()?;
