@@ -243,6 +243,9 @@ fn the_api_server_and_etcd_may_die() -> Result<()> {
 fn etcd_may_lose_what_it_holds() -> Result<()> {
     let mut plane = ControlPlane::start("loss")?;
     plane.apply(&web("loss", "fd00::1"))?;
+    plane.apply(&fs::read_to_string("../deploy/rbac.yaml")?)?;
+    let account = plane.kubeconfig_of("peak", "peak")?;
+    let (mut stranger, _strangers_reach) = self::node(&plane, "stranger", &account, &[])?;
     let (node, _reach) = node(&plane, "loss", &plane.kubeconfig(), &[])?;
     plane.kill(Component::Etcd);
     let saved = plane.save_etcd()?;
@@ -274,9 +277,17 @@ fn etcd_may_lose_what_it_holds() -> Result<()> {
     plane.apply(&web("loss", "fd00::4"))?;
     node.comes_to_say("loss", "fd00::4", CHANGE)?;
 
-    // An API server that says there is nothing is believed.
+    // An API server that says there is nothing is believed. One that does not know us any more says nothing.
+    stranger.comes_to_say("loss", "fd00::4", LIMIT)?;
     lose(&mut plane, None, "fd00::4")?;
     vanishes("loss")?;
+    eventually("the account to be unknown", LIMIT, || {
+        let said = stranger.peak.process().log();
+        Ok(said
+            .contains("the API server does not know us")
+            .then_some(()))
+    })?;
+    assert!(stranger.says("loss", "fd00::4")? && stranger.peak.status()?.ready);
     node.becomes("current")?;
     plane.apply(&web("loss", "fd00::5"))?;
     node.comes_to_say("loss", "fd00::5", CHANGE)?;
