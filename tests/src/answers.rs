@@ -114,6 +114,20 @@ impl Wanted<'_> {
     fn hold(&self, reply: &Message) -> Result<()> {
         let said = Said::of(reply)?;
         ensure!(said == self.said, "it is {said:?}");
+        // The case of the query comes back, in a negative answer's SOA, too.
+        let query = query(self.name, self.qtype, false)?;
+        let asked = query.queries[0].name();
+        ensure!(
+            reply.queries[0].name().eq_case(asked),
+            "{:?}",
+            reply.queries
+        );
+        if let Some(first) = reply.answers.first() {
+            ensure!(first.name.eq_case(asked), "the owner is {}", first.name);
+        } else if let Some(soa) = reply.authorities.first() {
+            let zone = soa.name.to_ascii();
+            ensure!(self.name.ends_with(&zone), "the SOA is that of {zone}");
+        }
         let metadata = &reply.metadata;
         ensure!(
             metadata.recursion_desired && !metadata.recursion_available,

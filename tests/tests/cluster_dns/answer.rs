@@ -95,11 +95,32 @@ impl Answer {
         })
     }
 
+    /// Whether there is neither an answer nor anything additional.
+    pub(crate) fn has_no_records_but_authority(&self) -> bool {
+        self.answers.is_empty() && self.additional.is_empty()
+    }
+
     /// Whether all records are among those of `whole`, which has more.
     pub(crate) fn is_part_of(&self, whole: &Self) -> bool {
         self.answers.is_subset(&whole.answers)
             && self.additional.is_subset(&whole.additional)
             && (&self.answers, &self.additional) != (&whole.answers, &whole.additional)
+    }
+
+    /// The same with all owners in lower case.
+    pub(crate) fn folded(&self) -> Self {
+        let folded = |entries: &BTreeSet<Entry>| {
+            let entries = entries.iter().map(|entry| Entry {
+                owner: entry.owner.to_lowercase(),
+                ..entry.clone()
+            });
+            entries.collect()
+        };
+        Self {
+            answers: folded(&self.answers),
+            authority: folded(&self.authority),
+            ..self.clone()
+        }
     }
 
     /// The same to a question with another name in the place of `name`.
@@ -191,13 +212,13 @@ impl Answers {
     }
 }
 
-/// Whether there is an OPT in queries about a name: in all of them or in none, with and without underscores, so that what has room in
-/// one answer has it in the other.
+/// Whether there is an OPT in queries about a name: in all of them or in none, in either case, with and without underscores, so
+/// that what has room in one answer has it in the other.
 fn has_edns(name: &str) -> bool {
-    let sum = name
-        .bytes()
-        .filter(|&byte| byte != b'_')
-        .fold(0, u8::wrapping_add);
+    let bytes = name.bytes().filter(|&byte| byte != b'_');
+    let sum = bytes.fold(0, |sum: u8, byte| {
+        sum.wrapping_add(byte.to_ascii_lowercase())
+    });
     sum % 2 == 0
 }
 

@@ -79,7 +79,13 @@ impl<'p> Comparison<'p> {
                 qtype,
             })
         };
-        let questions: Vec<_> = names.keys().flat_map(by_type).collect();
+        let apexes = names.keys().filter(|name| names[*name].contains("apex"));
+        let transfer = |name: &String| Question {
+            name: name.clone(),
+            qtype: RecordType::AXFR,
+        };
+        let questions = names.keys().flat_map(by_type);
+        let questions: Vec<_> = questions.chain(apexes.map(transfer)).collect();
         let places: Places = questions.iter().cloned().zip(0..).collect();
         let here = Site::server();
         let there = SocketAddr::new(here.ip(), coredns.address().port());
@@ -157,6 +163,47 @@ impl<'p> Comparison<'p> {
         );
         self.differences.all_used()
     }
+}
+
+/// Asks Peak about names in upper case, where it has to say what it says of them in lower case, and to echo the case: of the name
+/// in answers, of the zone in a negative answer's SOA.
+pub(crate) fn case_means_nothing<'n>(
+    plane: &ControlPlane,
+    names: impl Iterator<Item = &'n String>,
+) -> Result<()> {
+    let site = Site::new(plane, &REVERSE)?;
+    let types = TYPES.iter().map(|name| rtype(name));
+    let types: Vec<_> = types.collect::<Result<_>>()?;
+    let by_type = |name: &String| {
+        let name = name.to_lowercase();
+        types.clone().into_iter().map(move |qtype| Question {
+            name: name.clone(),
+            qtype,
+        })
+    };
+    let lower: Vec<_> = names.flat_map(by_type).collect();
+    let upper = lower.iter().map(|question| Question {
+        name: question.name.to_uppercase(),
+        ..question.clone()
+    });
+    let upper: Vec<_> = upper.collect();
+    let ask = |questions| Answers::ask(&site.net.client, Site::server(), Transport::Udp, questions);
+    let (in_lower, in_upper) = (ask(&lower)?, ask(&upper)?);
+    for ((question, in_lower), in_upper) in
+        upper.iter().zip(&in_lower.answers).zip(&in_upper.answers)
+    {
+        ensure!(
+            in_upper.folded() == in_lower.folded(),
+            "{question:?}: {in_upper}, not {in_lower}"
+        );
+        let mut owners = in_upper.answers.iter().map(|entry| &entry.owner);
+        let echoed = match in_upper.authority.first() {
+            Some(soa) if in_upper.answers.is_empty() => question.name.ends_with(&soa.owner),
+            _ => in_upper.answers.is_empty() || owners.any(|owner| *owner == question.name),
+        };
+        ensure!(echoed, "{question:?}: {in_upper}");
+    }
+    Ok(())
 }
 
 /// Whether the kernel answers a question if there is room: addresses in the zone, but those of aliases' targets, and of pods that

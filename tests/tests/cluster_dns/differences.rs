@@ -118,13 +118,17 @@ impl Saying {
                 this.rcode == *rcode
                     && this.authoritative
                     && !this.truncated
-                    && this.answers.is_empty()
+                    && this.has_no_records_but_authority()
                     && soas == [(ttl.unwrap_or(said.ttl), &*said.ttl.to_string())]
+                    && this
+                        .authority
+                        .iter()
+                        .all(|soa| is_zone_of(&soa.owner, name))
             }
             Self::Refusal(rcode) => {
                 this.rcode == *rcode
                     && !this.authoritative
-                    && this.answers.is_empty()
+                    && this.has_no_records_but_authority()
                     && this.authority.is_empty()
             }
             Self::Targets { truncated } => {
@@ -142,6 +146,7 @@ impl Saying {
                     && !this.answers.is_empty()
                     && this.answers.is_subset(&addresses)
                     && (this.answers != addresses) == *truncated
+                    && this.additional.is_empty()
             }
             Self::Underscored => {
                 let mut labels: Vec<_> = name.split('.').map(str::to_owned).collect();
@@ -182,7 +187,7 @@ impl Saying {
                 {
                     at.clone_from(&entry.data);
                 }
-                positive && !this.truncated && this.answers == aliases
+                positive && !this.truncated && this.answers == aliases && this.additional.is_empty()
             }
             Self::RrSet => {
                 use RecordType::{A, AAAA, CNAME, PTR, SOA, SRV, TXT};
@@ -213,10 +218,20 @@ impl Saying {
                     ttl: ttl.unwrap_or(said.ttl),
                     data: data.replace("{name}", name),
                 });
-                positive && !this.truncated && this.answers == records.collect()
+                let may_have_more = matches!(qtype, RecordType::SRV | RecordType::NS);
+                positive
+                    && !this.truncated
+                    && this.answers == records.collect()
+                    && (may_have_more || this.additional.is_empty())
             }
         }
     }
+}
+
+/// Whether a name in a zone has that for its end, in the same case.
+fn is_zone_of(zone: &str, name: &str) -> bool {
+    let zones = ["cluster.local.", "in-addr.arpa.", "ip6.arpa."];
+    zones.contains(&&*zone.to_lowercase()) && name.ends_with(zone)
 }
 
 /// What stands before an `@`, and the TTL behind it.

@@ -233,11 +233,13 @@ fn label(endpoint: &Endpoint, address: &str) -> String {
     }
 }
 
-/// The reverse name of an address, and the names between it and its zone.
+/// The reverse name of an address, and names between it and its zone: those next to either.
 fn reverse_names(address: IpAddr) -> impl Iterator<Item = (String, &'static str)> {
     let whole = reverse(address);
     let labels: Vec<_> = whole.split_inclusive('.').map(str::to_owned).collect();
-    let above = (1..labels.len() - 2).map(move |first| (labels[first..].concat(), "above-address"));
+    let last = labels.len() - 3;
+    let first = (1..=last).filter(move |first| *first <= 3 || *first + 1 >= last);
+    let above = first.map(move |first| (labels[first..].concat(), "above-address"));
     std::iter::once((whole, "address")).chain(above)
 }
 
