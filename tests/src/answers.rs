@@ -50,18 +50,15 @@ fn one<T: Copy>(word: Option<&str>, set: &[(&'static str, T)]) -> Result<(&'stat
 }
 
 impl<'t> Wanted<'t> {
-    /// Reads all lines of a table, each with its number.
+    /// Reads all lines of a table.
     ///
     /// # Errors
     /// A line is not as described: it is named.
-    pub fn all(table: &'t str) -> Result<Vec<(usize, Self)>> {
-        let lines = table.lines().enumerate();
+    pub fn all(table: &'t str) -> Result<Vec<Self>> {
+        let lines = table.lines();
         lines
-            .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
-            .map(|(index, line)| {
-                let wanted = Self::read(line).with_context(|| line.to_owned())?;
-                Ok((index + 1, wanted))
-            })
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .map(|line| Self::read(line).with_context(|| line.to_owned()))
             .collect()
     }
 

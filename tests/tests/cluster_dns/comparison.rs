@@ -11,6 +11,7 @@ use crate::{
     answer::{Answers, Places, Question, Transport},
     differences::{Differences, Said},
     names::{Names, ZONE},
+    upstream::Upstream,
 };
 
 /// The types that are asked for.
@@ -42,6 +43,28 @@ pub(crate) struct Comparison<'p> {
     unexplained: Unexplained,
 }
 
+/// How both are started.
+pub(crate) struct Run<'r> {
+    pub(crate) peak: &'r [&'r str],
+    /// Lines of the `kubernetes` plugin.
+    pub(crate) coredns: &'r [&'r str],
+    /// What these options make of the TTL.
+    pub(crate) ttl: u32,
+    /// Whether there is an [`Upstream`].
+    pub(crate) upstream: bool,
+}
+
+impl Default for Run<'_> {
+    fn default() -> Self {
+        Self {
+            peak: &[],
+            coredns: &[],
+            ttl: 5,
+            upstream: false,
+        }
+    }
+}
+
 impl<'p> Comparison<'p> {
     /// With the text of a table of differences.
     pub(crate) fn new(plane: &'p ControlPlane, differences: &str) -> Result<Self> {
@@ -57,24 +80,25 @@ impl<'p> Comparison<'p> {
         })
     }
 
-    /// Starts both with these options, which give records this TTL, and asks them about names: Peak with the kernel
-    /// answering, without it, and over TCP, CoreDNS over UDP and TCP.
+    /// Starts both, and asks them about names: Peak with the kernel answering, without it, and over TCP, CoreDNS over UDP and
+    /// TCP.
     ///
     /// # Errors
     /// Kernel and fallback differ, or the kernel did not answer what it can.
-    pub(crate) fn run(
-        &mut self,
-        peak_options: &[&str],
-        coredns_options: &[&str],
-        ttl: u32,
-        names: &Names,
-    ) -> Result<()> {
-        let site = Site::new(self.plane, &[&REVERSE, peak_options].concat())?;
-        let label = format!("coredns-{}", coredns_options.concat().replace(' ', "-"));
-        let coredns = CoreDns::start_in(&site.net.node, self.plane, &label, coredns_options)?;
+    pub(crate) fn run(&mut self, run: &Run<'_>, names: &Names) -> Result<()> {
+        let site = Site::new(self.plane, &[&REVERSE, run.peak].concat())?;
+        let node = &site.net.node;
+        let coredns = CoreDns::start_in(node, self.plane, "cluster-dns-coredns", run.coredns)?;
+        let upstream = run.upstream.then(|| Upstream::start(&site.net.node));
+        let _upstream = upstream.transpose()?;
         let by_type = |name: &String| {
-            let name = name.clone();
-            self.types.iter().map(move |&qtype| Question {
+            let (name, kind) = (name.clone(), names[name]);
+            let types = self.types.iter();
+            let asked = types.filter(move |qtype| {
+                // The others are other servers' to compare.
+                !kind.starts_with("upstream") || qtype.is_ip_addr() || **qtype == RecordType::CNAME
+            });
+            asked.map(move |&qtype| Question {
                 name: name.clone(),
                 qtype,
             })
@@ -97,14 +121,14 @@ impl<'p> Comparison<'p> {
         site.peak.kernel(false)?;
         let (udp, tcp) = (ask(here, Transport::Udp)?, ask(here, Transport::Tcp)?);
         let peak = Said {
-            ttl,
+            ttl: run.ttl,
             places: &places,
             udp: &udp,
             tcp: &tcp,
         };
         let (udp, tcp) = (ask(there, Transport::Udp)?, ask(there, Transport::Tcp)?);
         let coredns = Said {
-            ttl,
+            ttl: run.ttl,
             places: &places,
             udp: &udp,
             tcp: &tcp,
@@ -211,7 +235,11 @@ pub(crate) fn case_means_nothing<'n>(
 fn is_kernels(name: &str, kind: &str, qtype: RecordType) -> bool {
     let is_address = matches!(qtype, RecordType::A | RecordType::AAAA);
     let in_zone = name.to_lowercase().ends_with(ZONE) && kind != "outside";
-    is_address && in_zone && !kind.starts_with("alias") && !kind.starts_with("any-")
+    is_address
+        && in_zone
+        && !["alias", "upstream", "any-"]
+            .iter()
+            .any(|other| kind.starts_with(other))
 }
 
 /// Some of each.

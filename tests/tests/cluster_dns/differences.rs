@@ -42,8 +42,9 @@ enum Saying {
     Above,
     /// `alias+target`: what it says to CNAME, and behind it what it says of that name.
     AliasAndTarget,
-    /// `aliases`: the CNAMEs that lead on from here, each once.
-    Aliases,
+    /// `aliases`: the CNAMEs that lead on from here, each once; `aliases, NXDOMAIN` or `aliases, NODATA`: these, the code
+    /// and another zone's SOA.
+    Aliases(Option<ResponseCode>),
     /// `rrset`: one of its RRsets, whole.
     RrSet,
     /// `TC`: TC, and no record.
@@ -71,7 +72,9 @@ impl Saying {
             "underscored" => Self::Underscored,
             "above" => Self::Above,
             "alias+target" => Self::AliasAndTarget,
-            "aliases" => Self::Aliases,
+            "aliases" => Self::Aliases(None),
+            "aliases, NODATA" => Self::Aliases(Some(ResponseCode::NoError)),
+            "aliases, NXDOMAIN" => Self::Aliases(Some(ResponseCode::NXDomain)),
             "rrset" => Self::RrSet,
             "TC" => Self::Truncated,
             "TC+part" => Self::TruncatedPart,
@@ -179,7 +182,7 @@ impl Saying {
                 wanted.answers.extend(aliases.iter().cloned());
                 *this == wanted
             }),
-            Self::Aliases => {
+            Self::Aliases(end) => {
                 let (mut aliases, mut at) = (BTreeSet::new(), name.clone());
                 while let Some(cname) = said.to(&at, RecordType::CNAME, transport)
                     && let Some(entry) = cname.answers.first()
@@ -187,7 +190,20 @@ impl Saying {
                 {
                     at.clone_from(&entry.data);
                 }
-                positive && !this.truncated && this.answers == aliases && this.additional.is_empty()
+                let soas = this
+                    .authority
+                    .iter()
+                    .filter(|entry| entry.rtype == RecordType::SOA);
+                let is_said = match end {
+                    None => positive,
+                    Some(rcode) => {
+                        let foreign = soas.filter(|soa| !is_zone_of(&soa.owner, name)).count();
+                        this.rcode == *rcode
+                            && this.authoritative
+                            && (foreign, this.authority.len()) == (1, 1)
+                    }
+                };
+                is_said && !this.truncated && this.answers == aliases && this.additional.is_empty()
             }
             Self::RrSet => {
                 use RecordType::{A, AAAA, CNAME, PTR, SOA, SRV, TXT};

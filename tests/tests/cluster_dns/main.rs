@@ -7,6 +7,7 @@ mod differences;
 mod generated;
 mod names;
 mod pods;
+mod upstream;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +21,7 @@ use anyhow::{Context, Result, bail, ensure};
 use peak_tests::{ControlPlane, Net, PassProgram, Peak, Reach, Wanted, check, pass};
 
 use self::{
-    comparison::Comparison,
+    comparison::{Comparison, Run},
     differences::Differences,
     names::{Names, Objects, absent},
 };
@@ -89,7 +90,6 @@ fn kernel_and_fallback_say_what_is_written_by_hand() -> Result<()> {
     let mut by_options = BTreeMap::<_, Vec<_>>::new();
     for table in &tables {
         let wanted = Wanted::all(&table.text).with_context(|| table.name.clone())?;
-        let wanted: Vec<_> = wanted.into_iter().map(|(_, wanted)| wanted).collect();
         by_options
             .entry(options(&table.text))
             .or_default()
@@ -116,7 +116,7 @@ fn what_peak_says_is_what_coredns_says_but_for_the_table() -> Result<()> {
         names.entry(name).or_insert(kind);
     }
     for table in tables()? {
-        for (_, wanted) in Wanted::all(&table.text)? {
+        for wanted in Wanted::all(&table.text)? {
             let kind = names.get(&wanted.name.to_lowercase()).copied();
             let name = wanted.name.to_owned();
             names.entry(name).or_insert(kind.unwrap_or("absent"));
@@ -134,18 +134,32 @@ fn what_peak_says_is_what_coredns_says_but_for_the_table() -> Result<()> {
         .filter(|(name, kind)| **kind != "absent" && !is_one_of_many(name));
     comparison::case_means_nothing(&plane, few.map(|(name, _)| name))?;
     let mut comparison = Comparison::new(&plane, DIFFERENCES)?;
-    comparison.run(&[], &[], 5, &names)?;
-    comparison.run(
-        &["--pods", "insecure"],
-        &["pods insecure"],
-        5,
-        &pods::insecure(),
-    )?;
-    comparison.run(&["--pods", "verified"], &["pods verified"], 5, &pods)?;
-    for ttl in [0, 3600] {
-        let (peak, coredns) = (ttl.to_string(), format!("ttl {ttl}"));
-        comparison.run(&["--ttl", &peak], &[&coredns], ttl, &of_other_ttl())?;
+    comparison.run(&Run::default(), &names)?;
+    for (mode, names) in [("insecure", &pods::insecure()), ("verified", &pods)] {
+        let run = Run {
+            peak: &["--pods", mode],
+            coredns: &[&format!("pods {mode}")],
+            ..Run::default()
+        };
+        comparison.run(&run, names)?;
     }
+    for ttl in [0, 3600] {
+        let run = Run {
+            peak: &["--ttl", &ttl.to_string()],
+            coredns: &[&format!("ttl {ttl}")],
+            ttl,
+            ..Run::default()
+        };
+        comparison.run(&run, &of_other_ttl())?;
+    }
+    let run = Run {
+        peak: &["--upstream", upstream::ADDRESS],
+        // The plugin's block ends, and another's begins.
+        coredns: &["}", &format!("forward . {} {{", upstream::ADDRESS)],
+        upstream: true,
+        ..Run::default()
+    };
+    comparison.run(&run, &upstream::names())?;
     comparison.finish()
 }
 
