@@ -490,7 +490,8 @@ pub enum Change {
 pub enum Lookup<'a> {
     /// No zone of ours holds the name (nor could any, if it isn't a name at all).
     OutsideZones,
-    /// No zone of ours holds the name, but it is that of an address which is published.
+    /// No zone of ours holds the name, but it is that of an address which is published; before the first complete set of
+    /// objects, that of any address.
     Outlying {
         /// The zone that its pointers lead into.
         zone: &'a Zone,
@@ -687,9 +688,10 @@ impl Snapshot {
             let zone = &self.fixed.reverse[zone];
             (zone, self.reverse_node(name, zone))
         } else {
-            let node = reverse::range_of(name).map(|range| self.pointing(range));
+            let address = reverse::range_of(name).filter(is_one_address);
+            let node = address.map(|address| self.pointing(address));
             return match (node, self.fixed.zones.first()) {
-                (Some(node), Some(zone)) if !node.pointers.is_empty() => {
+                (Some(node), Some(zone)) if !node.pointers.is_empty() || !self.complete => {
                     Lookup::Outlying { zone, node }
                 }
                 _ => Lookup::OutsideZones,
@@ -847,8 +849,7 @@ impl Snapshot {
         let exists = apex
             || !node.pointers.is_empty()
             || range.is_some_and(|range| {
-                range.prefix_len() < range.max_prefix_len()
-                    && self.publishers.within(range).next().is_some()
+                !is_one_address(&range) && self.publishers.within(range).next().is_some()
             });
         exists.then_some(Node { apex, ..node })
     }
@@ -857,7 +858,7 @@ impl Snapshot {
     /// own, it is called after that alone.
     fn pointing(&self, range: IpNet) -> Node {
         let mut node = Node::default();
-        if range.prefix_len() < range.max_prefix_len() {
+        if !is_one_address(&range) {
             return node;
         }
         let Some(zone) = self.fixed.zones.first() else {
@@ -1095,6 +1096,10 @@ const POD: &[u8] = b"pod";
 const VERSION: &[u8] = b"dns-version";
 const DNS: &[u8] = b"dns";
 const NS: &[u8] = b"ns";
+
+fn is_one_address(range: &IpNet) -> bool {
+    range.prefix_len() == range.max_prefix_len()
+}
 
 /// The longest of some zones that a name in lower case belongs to, and where its own labels begin in the name.
 fn closest(zones: &[Zone], name: &[u8]) -> Option<(usize, usize)> {

@@ -240,7 +240,8 @@ fn decide<'a>(
                 };
             }
         };
-        // Before the first complete snapshot, nothing may be said not to exist.
+        // Before the first complete snapshot, nothing may be said not to exist; nor may others say so of an address that
+        // may turn out to be published.
         if !snapshot.complete() {
             return Err(OptRcode::SERVFAIL);
         }
@@ -377,60 +378,61 @@ impl Writer<'_> {
             End::Present(node) => RrSet::select(snapshot, owner.as_slice(), node, question.qtype),
             End::Absent | End::Unknown => None,
         };
-        fits &= match &set {
-            None if matches!(end, End::Unknown) => true,
-            None => {
-                let mut authority = answer.authority();
-                // RFC 2308, section 3: the SOA's TTL says how long the negative answer may be kept.
-                let ttl = ttl.min(Ttl::from_secs(soa.minimum));
-                let soa = (wire(&zone.name), Class::IN, ttl, soa_data(&soa));
-                if authority.push(soa).is_err() {
-                    // Only behind long aliases.
-                    authority.header_mut().set_tc(true);
+        fits = fits
+            && match &set {
+                None if matches!(end, End::Unknown) => true,
+                None => {
+                    let mut authority = answer.authority();
+                    // RFC 2308, section 3: the SOA's TTL says how long the negative answer may be kept.
+                    let ttl = ttl.min(Ttl::from_secs(soa.minimum));
+                    let soa = (wire(&zone.name), Class::IN, ttl, soa_data(&soa));
+                    if authority.push(soa).is_err() {
+                        // Only behind long aliases.
+                        authority.header_mut().set_tc(true);
+                    }
+                    return self.finish(authority.additional(), rcode);
                 }
-                return self.finish(authority.additional(), rcode);
-            }
-            Some(RrSet::A(node)) => push_all(
-                &mut answer,
-                drawn(&node.addresses.v4, node.pick, draw)
-                    .map(|&address| (owner, Class::IN, ttl, A::new(address))),
-            ),
-            Some(RrSet::Aaaa(node)) => push_all(
-                &mut answer,
-                drawn(&node.addresses.v6, node.pick, draw)
-                    .map(|&address| (owner, Class::IN, ttl, Aaaa::new(address))),
-            ),
-            Some(RrSet::Cname(target)) => push_all(
-                &mut answer,
-                [(owner, Class::IN, ttl, Cname::new(wire(target)))],
-            ),
-            Some(RrSet::Ptr(targets)) => push_all(
-                &mut answer,
-                targets
-                    .iter()
-                    .map(|target| (owner, Class::IN, ttl, Ptr::new(wire(target)))),
-            ),
-            Some(RrSet::Srv(services)) => services.iter().all(|(port, target, _)| {
-                let data = Srv::new(0, services.weight, port, wire(&target));
-                answer.push((owner, Class::IN, ttl, data)).is_ok()
-            }),
-            Some(RrSet::Txt(text)) => {
-                let data = Txt::<Vec<u8>>::build_from_slice(text.as_bytes()).expect("a short text");
-                push_all(&mut answer, [(owner, Class::IN, ttl, data)])
-            }
-            Some(RrSet::Soa) => push_all(&mut answer, [(owner, Class::IN, ttl, soa_data(&soa))]),
-            Some(RrSet::Ns) => push_all(
-                &mut answer,
-                [(owner, Class::IN, ttl, Ns::new(wire(&soa.mname)))],
-            ),
-        };
+                Some(RrSet::A(node)) => push_all(
+                    &mut answer,
+                    drawn(&node.addresses.v4, node.pick, draw)
+                        .map(|&address| (owner, Class::IN, ttl, A::new(address))),
+                ),
+                Some(RrSet::Aaaa(node)) => push_all(
+                    &mut answer,
+                    drawn(&node.addresses.v6, node.pick, draw)
+                        .map(|&address| (owner, Class::IN, ttl, Aaaa::new(address))),
+                ),
+                Some(RrSet::Cname(target)) => push_all(
+                    &mut answer,
+                    [(owner, Class::IN, ttl, Cname::new(wire(target)))],
+                ),
+                Some(RrSet::Ptr(targets)) => push_all(
+                    &mut answer,
+                    targets
+                        .iter()
+                        .map(|target| (owner, Class::IN, ttl, Ptr::new(wire(target)))),
+                ),
+                Some(RrSet::Srv(services)) => services.iter().all(|(port, target, _)| {
+                    let data = Srv::new(0, services.weight, port, wire(&target));
+                    answer.push((owner, Class::IN, ttl, data)).is_ok()
+                }),
+                Some(RrSet::Txt(text)) => {
+                    let data =
+                        Txt::<Vec<u8>>::build_from_slice(text.as_bytes()).expect("a short text");
+                    push_all(&mut answer, [(owner, Class::IN, ttl, data)])
+                }
+                Some(RrSet::Soa) => {
+                    push_all(&mut answer, [(owner, Class::IN, ttl, soa_data(&soa))])
+                }
+                Some(RrSet::Ns) => push_all(
+                    &mut answer,
+                    [(owner, Class::IN, ttl, Ns::new(wire(&soa.mname)))],
+                ),
+            };
         if !fits {
+            // RFC 2181, section 9: the part of the set that fits may stay. Clients ask again over TCP and ignore it, but
+            // those that know no TCP (musl's resolver before 1.2.4) have nothing else.
             answer.header_mut().set_tc(true);
-            // RFC 2181, section 9: TC makes the client ask again over TCP and ignore this, so a part of the set would
-            // be sent for nothing. TCP has no more to offer: there the client gets the whole records that fit.
-            if self.transport == Transport::Udp {
-                answer.rewind();
-            }
         }
         let mut additional = answer.additional();
         match &set {

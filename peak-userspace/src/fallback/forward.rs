@@ -634,11 +634,7 @@ fn render(entry: &Entry, forward: &Forward) -> Reply {
     message.queries = vec![Query::query(asked, RecordType::from(forward.qtype))];
     let octets = match message.to_vec() {
         Ok(octets) if octets.len() <= forward.limit => octets,
-        // Header, question and OPT, with TC.
-        Ok(_) => message
-            .truncate()
-            .to_vec()
-            .expect("a question and an OPT can be written"),
+        Ok(_) => truncated(message.clone(), forward.limit),
         Err(error) => {
             debug!(name = %forward.folded, %error, "an upstream's answer can't be written");
             message.metadata.response_code = ResponseCode::ServFail;
@@ -653,6 +649,28 @@ fn render(entry: &Entry, forward: &Forward) -> Reply {
         rcode: OptRcode::masked_from_int(message.metadata.response_code.into()),
         octets,
     }
+}
+
+/// A message with TC, and as many of its answers as fit (RFC 2181, section 9): clients that know no TCP have nothing else.
+fn truncated(mut message: Message, limit: usize) -> Vec<u8> {
+    message.metadata.truncation = true;
+    message.authorities.clear();
+    message.additionals.clear();
+    let answers = std::mem::take(&mut message.answers);
+    let mut with = |count: usize| {
+        message.answers = answers[..count].to_vec();
+        message.to_vec().ok().filter(|octets| octets.len() <= limit)
+    };
+    // The least count with which it is too long: none, at most, as question and OPT fit 512 bytes.
+    let (mut fits, mut exceeds) = (0, answers.len() + 1);
+    while exceeds - fits > 1 {
+        let count = fits.midpoint(exceeds);
+        match with(count) {
+            Some(_) => fits = count,
+            None => exceeds = count,
+        }
+    }
+    with(fits).expect("a question and an OPT fit")
 }
 
 fn wire(name: &[u8]) -> WireName {

@@ -37,6 +37,7 @@ pub(crate) const A: u16 = 1;
 pub(crate) const NS: u16 = 2;
 pub(crate) const SOA: u16 = 6;
 pub(crate) const AAAA: u16 = 28;
+pub(crate) const PTR: u16 = 12;
 pub(crate) const IXFR: u16 = 251;
 pub(crate) const AXFR: u16 = 252;
 pub(crate) const ANY: u16 = 255;

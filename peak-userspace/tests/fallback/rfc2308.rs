@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use domain::base::iana::OptRcode;
 use hickory_proto::{
     op::{Message, ResponseCode},
     rr::RData,
@@ -11,6 +12,7 @@ use peak_userspace::{
         Transport,
         answer::{Policy, Reaction, answer},
     },
+    name::Name,
     snapshot::Snapshot,
 };
 
@@ -111,4 +113,28 @@ fn section_7_1_no_negative_answer_before_the_zone_is_known() {
         ask_of(&incomplete(), "example.com").metadata.response_code,
         ResponseCode::Refused
     );
+}
+
+/// Any address may turn out to be published: an upstream shall not deny its name meanwhile.
+#[test]
+fn section_7_1_no_upstream_denies_an_address_before_the_zone_is_known() {
+    let policy = Policy::new([Name::root()], vec!["127.0.0.0/8".parse().unwrap()]);
+    let reaction = |name, qtype| {
+        let message = ask(name, qtype).bytes();
+        let client = Ipv4Addr::LOCALHOST.into();
+        answer(&message, Transport::Udp, client, &incomplete(), &policy, 0)
+    };
+    let six = format!("{}ip6.arpa", "0.".repeat(32));
+    for name in ["9.0.0.10.in-addr.arpa", &six] {
+        let Reaction::Reply(reply) = reaction(name, PTR) else {
+            panic!("{name} is forwarded")
+        };
+        assert_eq!(reply.rcode, OptRcode::SERVFAIL);
+    }
+    for (name, qtype) in [("0.10.in-addr.arpa", PTR), ("9.0.0.10.in-addr.arpa", AAAA)] {
+        assert!(
+            matches!(reaction(name, qtype), Reaction::Forward(_)),
+            "{name}"
+        );
+    }
 }
