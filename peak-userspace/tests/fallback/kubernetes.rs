@@ -315,6 +315,39 @@ fn c_the_weight_is_at_least_1() {
 }
 
 #[test]
+fn c_srv_has_as_many_addresses_beside_it_as_fit() {
+    let mut without_all = 0;
+    for count in 5..60 {
+        let endpoints: Vec<_> = (1..=count)
+            .map(
+                |i| json!({"addresses": [format!("fd00:244::{i:x}")], "hostname": format!("h{i}")}),
+            )
+            .collect();
+        let ports = json!([{"name": "http", "port": 80}]);
+        let slices = vec![slice("many", "IPv6", ports, endpoints.into())];
+        let many = Cluster::default().with("many", json!({"clusterIP": "None"}), slices);
+        let octets = many.octets(
+            "_http._tcp.many.shop.svc.cluster.local",
+            SRV,
+            Transport::Udp,
+            0,
+        );
+        let reply = Message::from_vec(&octets).unwrap();
+        if reply.metadata.truncation {
+            assert!(without_all > 0 && reply.additionals.is_empty());
+            break;
+        }
+        assert_eq!(reply.answers.len(), count);
+        // An address takes 28 bytes, its owner being a pointer.
+        let has_room = octets.len() + 28 <= 1232;
+        if reply.additionals.len() < count {
+            assert!(!has_room, "{count}: there is room for another");
+            without_all += 1;
+        }
+    }
+}
+
+#[test]
 fn c_endpoints_have_names_below_cluster_ip_services_too() {
     assert_eq!(
         cart().ask("cart-0.cart.shop.svc.cluster.local", AAAA),
@@ -492,6 +525,27 @@ fn c_a_headless_service_without_ports_has_addresses() {
     let web = Cluster::default().with("web", json!({"clusterIP": "None"}), slices);
     assert_eq!(web.ask("web.shop.svc.cluster.local", AAAA), ["fd00:244::1"]);
     assert_eq!(web.ask("web.shop.svc.cluster.local", SRV), ["NODATA"]);
+}
+
+#[test]
+fn reverse_names_that_nobody_here_has_go_upstream() {
+    let mut web = web();
+    web.reverse = vec!["10.244.0.0/16"];
+    let (snapshot, _) = web.snapshot();
+    let policy = Policy::new([Name::root()], vec!["0.0.0.0/0".parse().unwrap()]);
+    let is_forwarded = |address| {
+        let query = ask(&reverse(address), PTR).bytes();
+        let client = "192.0.2.1".parse().unwrap();
+        let reaction = answer(&query, Transport::Udp, client, &snapshot, &policy, 0);
+        matches!(reaction, Reaction::Forward(_))
+    };
+    // Beyond the range, but an endpoint's; in it, an endpoint's and nobody's.
+    for ours in ["fd00:244::1", "10.244.0.1", "10.244.0.9"] {
+        assert!(!is_forwarded(ours), "{ours}");
+    }
+    for others in ["fd00:244::9", "10.245.0.1", "192.0.2.1"] {
+        assert!(is_forwarded(others), "{others}");
+    }
 }
 
 #[test]
