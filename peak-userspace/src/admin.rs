@@ -321,11 +321,10 @@ fn status_text(status: &Value) -> String {
             ),
         );
     }
-    if source["bad_annotations"] != 0 {
-        let bad = &source["bad_annotations"];
+    if let Some(bad @ 1..) = source["bad_annotations"].as_u64() {
         line(
             "",
-            format!("{bad} services with a peak/answers that makes no sense"),
+            format!("Services with a peak/answers that makes no sense: {bad}"),
         );
     }
     let kernel = &status["kernel"];

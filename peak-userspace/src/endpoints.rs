@@ -25,7 +25,7 @@ pub struct Endpoints {
 
 type Chunk = Arc<[Endpoint]>;
 
-/// The most endpoints of a chunk. A service of 10,000 has 160 chunks or more: both numbers are those of references to be
+/// The most endpoints of a chunk. A service of 10,000 has 157 chunks or more: both numbers are those of references to be
 /// copied at a change.
 const CHUNK: usize = 64;
 

@@ -60,7 +60,7 @@ impl From<&ApiService> for Service {
             ports: Arc::default(),
             publish_not_ready: false,
             pick: answers_annotation(object).and_then(|answers| pick(answers).ok()),
-            problems: validate::service(object).into(),
+            problems: first_of(validate::service(object)),
         };
         let Some(spec) = &object.spec else {
             return service;
@@ -175,7 +175,7 @@ impl From<&ApiSlice> for EndpointSlice {
             service: service.map(|service| service.as_str().into()),
             endpoints: endpoints.into(),
             ports: self::ports(ports),
-            problems: validate::endpoint_slice(object).into(),
+            problems: first_of(validate::endpoint_slice(object)),
         }
     }
 }
@@ -202,6 +202,17 @@ impl EndpointSlice {
             }
         }
     }
+}
+
+/// The first problems of an object, and how many more there are: some have tens of thousands.
+fn first_of(mut problems: Vec<Problem>) -> Box<[Problem]> {
+    const KEPT: usize = 8;
+    let more = problems.len().saturating_sub(KEPT);
+    problems.truncate(KEPT);
+    if let (Some(last), 1..) = (problems.last_mut(), more) {
+        last.message += &format!(" (and {more} more like this)");
+    }
+    problems.into()
 }
 
 fn ports(ports: impl Iterator<Item = Option<Port>>) -> Arc<[Port]> {
@@ -259,6 +270,8 @@ pub(crate) fn pick(text: &str) -> Result<u8, String> {
         "all" => Ok(0),
         "one" => Ok(1),
         number => number.parse().ok().filter(|&pick| pick > 0).ok_or_else(|| {
+            // Whoever may edit a service may write 256 KiB here, which nobody wants to read or keep.
+            let text: String = text.chars().take(40).collect();
             format!("{text:?} is none of \"all\", \"one\" and the numbers from 1 to 255")
         }),
     }

@@ -102,8 +102,8 @@ pub(crate) fn named(label: &[u8]) -> Option<IpAddr> {
     spelled(label).filter(|&address| generated_label(address).as_bytes() == label)
 }
 
-/// The addresses of a pod that runs; none of one that has ended, or has none yet. What is no address is left out:
-/// [`crate::validate`] says what that is. A pod that terminates runs until it is gone. One in its node's network has the
+/// The addresses of a pod that runs; none of one that has ended, or has none yet. What is no address is left out;
+/// sources refuse a pod that has one, and say so. A pod that terminates runs until it is gone. One in its node's network has the
 /// node's address.
 pub(crate) fn addresses(pod: &Pod) -> Arc<[IpAddr]> {
     let status = pod.status.iter().filter(|status| !has_ended(status));
@@ -125,11 +125,12 @@ fn has_ended(status: &PodStatus) -> bool {
 /// A pod's addresses as they are written, each with its field. `podIP` is the first of `podIPs`, and stands alone in
 /// objects from before dual stack.
 pub(crate) fn written(status: &PodStatus) -> impl Iterator<Item = (String, &str)> {
-    let single = status.pod_ip.as_deref().filter(|text| !text.is_empty());
-    let single = single.map(|text| ("status.podIP".to_owned(), text));
+    let single = status.pod_ip.iter();
+    let single = single.map(|text| ("status.podIP".to_owned(), &**text));
     let all = status.pod_ips.iter().flatten().enumerate();
     let all = all.map(|(index, one)| (format!("status.podIPs[{index}].ip"), &*one.ip));
-    single.into_iter().chain(all)
+    // Empty is one that is not there yet.
+    single.chain(all).filter(|(_, text)| !text.is_empty())
 }
 
 /// Reads a pod's address; the error says what is wrong with it.

@@ -40,9 +40,9 @@ pub fn records_for<'a>(
 
 /// What a service publishes, and what it takes to follow a change of one slice without looking at the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Merged {
+pub(crate) struct Merged {
     /// What it publishes.
-    pub records: ServiceRecords,
+    pub(crate) records: ServiceRecords,
     admits: Admits,
     /// The labels that more than one slice has, and how many have them.
     shared: BTreeMap<Arc<str>, usize>,
@@ -50,15 +50,15 @@ pub struct Merged {
     repeated: Vec<IpAddr>,
 }
 
-/// Of so many slices, or more, one may be new without all being read again.
+/// All slices are read anew where more than this many were replaced, and more than one of so many.
 const MANY: usize = 8;
 
 /// A slice that came in the place of another: either may be missing.
-pub type Replaced<'a> = (Option<&'a EndpointSlice>, Option<&'a EndpointSlice>);
+pub(crate) type Replaced<'a> = (Option<&'a EndpointSlice>, Option<&'a EndpointSlice>);
 
 impl Merged {
     /// Reads all slices of a service.
-    pub fn new<'a>(
+    pub(crate) fn new<'a>(
         service: &Service,
         slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
         policy: &RecordPolicy,
@@ -123,8 +123,9 @@ impl Merged {
     }
 
     /// Follows a change of some slices; `slices` are all that there are now. The same as [`Self::new`], but for the time that
-    /// it takes: that depends on the endpoints that changed, however many others there are.
-    pub fn replace<'a>(
+    /// it takes: each name that changed, and a copy of the service's addresses. Of a name that several slices have, all are
+    /// searched.
+    pub(crate) fn replace<'a>(
         &mut self,
         service: &Service,
         replaced: &[Replaced<'_>],
@@ -302,6 +303,16 @@ fn repeated(sorted: &[IpAddr]) -> Vec<IpAddr> {
     pairs.map(|pair| pair[0]).collect()
 }
 
+/// A sorted list without those of another, as often as they stand there.
+fn without(all: &[IpAddr], others: &[IpAddr]) -> Vec<IpAddr> {
+    let mut others = others.iter().peekable();
+    let rest = all.iter().filter(|one| {
+        while others.next_if(|other| other < one).is_some() {}
+        others.next_if_eq(one).is_none()
+    });
+    rest.copied().collect()
+}
+
 /// The addresses of a service after some of its names have lost (`gone`) and others won (`come`) some: `repeated` knows
 /// which of them other names still have.
 fn readdress(
@@ -312,26 +323,19 @@ fn readdress(
 ) -> AddressSet {
     gone.sort_unstable();
     come.sort_unstable();
-    let mut lost = Vec::new();
-    for address in gone {
-        if let Ok(at) = come.binary_search(&address) {
-            // One name gives it to another.
-            come.remove(at);
-        } else if let Ok(at) = repeated.binary_search(&address) {
-            repeated.remove(at);
-        } else {
-            lost.push(address);
-        }
-    }
+    // What one name gives to another has neither gone nor come.
+    let (gone, come) = (without(&gone, &come), without(&come, &gone));
+    let lost = without(&gone, repeated);
+    *repeated = without(repeated, &gone);
     let mut won = Vec::new();
     for address in come {
         if addresses.contains(address) || won.last() == Some(&address) {
-            let at = repeated.partition_point(|other| *other < address);
-            repeated.insert(at, address);
+            repeated.push(address);
         } else {
             won.push(address);
         }
     }
+    repeated.sort_unstable();
     addresses.with(&lost, &won)
 }
 
@@ -639,7 +643,7 @@ mod tests {
             publish_not_ready: bool,
             serving_terminating: bool,
             history in prop::collection::vec(
-                prop::collection::btree_map(0..14_u8, prop::option::weighted(0.8, slices()), 0..5), 1..20,
+                prop::collection::btree_map(0..14_u8, prop::option::weighted(0.8, slices()), 0..14), 1..20,
             ),
         ) {
             let service = objects::Service {

@@ -151,14 +151,7 @@ impl Publishers {
         for own in own(new).map(publisher) {
             self.0.insert(own);
         }
-        let pairs: Vec<_> = if old.headless == new.headless {
-            old.endpoints.differing(&new.endpoints).collect()
-        } else {
-            let gone = old.endpoints.iter().map(|old| (Some(old), None));
-            let come = new.endpoints.iter().map(|new| (None, Some(new)));
-            gone.chain(come).collect()
-        };
-        for (gone, come) in pairs {
+        for (gone, come) in old.endpoints.differing(&new.endpoints) {
             for publisher in gone.into_iter().flat_map(of_endpoint).map(publisher) {
                 self.0.remove(&publisher);
             }

@@ -302,6 +302,9 @@ impl PortFilter<'_> {
     }
 }
 
+/// More SRV records than any reply has room for: one takes 20 bytes and its target, a name of 19 at least.
+const MOST_SERVICES: usize = 4096;
+
 /// What SRV tells of a service (RFC 2782). The priority is always 0.
 #[derive(Debug)]
 pub struct Services<'a> {
@@ -328,23 +331,27 @@ impl<'a> Services<'a> {
         filter: PortFilter<'_>,
     ) -> Self {
         let (mut members, mut shares) = (Vec::new(), 0);
+        let (mut last, mut admitted, mut numbers) = (&[][..], 0, Vec::new());
         for (label, addresses, ports) in places {
-            let first = members.len();
-            for port in ports.iter().filter(|port| filter.admits(port)) {
-                shares += addresses.len();
-                let member = Member {
-                    label,
-                    addresses,
-                    port: port.number,
-                };
+            // Endpoints of one slice share theirs.
+            if !std::ptr::eq(last, ports) {
+                last = ports;
+                numbers.clear();
+                let all = ports.iter().filter(|port| filter.admits(port));
+                numbers.extend(all.map(|port| port.number));
+                admitted = numbers.len();
                 // One record for a number, whatever it is called.
-                if members[first..]
-                    .iter()
-                    .all(|other: &Member<'_>| other.port != port.number)
-                {
-                    members.push(member);
-                }
+                numbers.sort_unstable();
+                numbers.dedup();
             }
+            shares += addresses.len() * admitted;
+            let room = MOST_SERVICES - members.len();
+            let numbers = numbers.iter().take(room);
+            members.extend(numbers.map(|&port| Member {
+                label,
+                addresses,
+                port,
+            }));
         }
         let weight = (100 / shares.max(1)).max(1) as u16;
         Self {

@@ -388,7 +388,8 @@ mod tests {
         assert_eq!(of_pod(name.clone(), Value::Null), [""; 0]);
         let good = json!({"podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]});
         assert_eq!(of_pod(name, good), [""; 0]);
-        let odd = json!({"podIP": "10.0.0", "podIPs": [{"ip": "fd00::1"}, {"ip": ""}]});
+        let odd =
+            json!({"podIP": "10.0.0", "podIPs": [{"ip": "fd00::1"}, {"ip": "x"}, {"ip": ""}]});
         let expected = [
             "Error metadata.name",
             "Error metadata.namespace",

@@ -14,7 +14,7 @@ use crate::validate::{ANSWERS_FIELD, Problem};
 /// What is wrong with each of them, so that it is told once, not with each change of the service.
 #[derive(Debug, Default)]
 pub(super) struct BadAnnotations {
-    values: HashMap<ObjectId, Box<str>>,
+    messages: HashMap<ObjectId, Box<str>>,
     count: Arc<AtomicUsize>,
 }
 
@@ -24,15 +24,15 @@ impl BadAnnotations {
         let wrong = problems.iter().find(|problem| is_ours(&problem.field));
         let is_news = match wrong.map(|problem| &*problem.message) {
             Some(value) => self
-                .values
+                .messages
                 .insert(id.clone(), value.into())
                 .is_none_or(|before| *before != *value),
             None => {
-                self.values.remove(id);
+                self.messages.remove(id);
                 false
             }
         };
-        self.count.store(self.values.len(), Ordering::Relaxed);
+        self.count.store(self.messages.len(), Ordering::Relaxed);
         is_news
     }
 

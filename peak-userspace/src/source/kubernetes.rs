@@ -97,7 +97,7 @@ impl Watch {
         (self.kind == Kind::EndpointSlice).then(|| SERVICE_NAME_LABEL.to_owned())
     }
 
-    /// Pods that have ended are many where jobs are, and have no address any more.
+    /// Pods that have ended are many where jobs are, and nobody is at their addresses any more.
     fn field_selector(&self) -> Option<String> {
         let phases = pods::ENDED.map(|phase| format!("status.phase!={phase}"));
         (self.kind == Kind::Pod).then(|| phases.join(","))

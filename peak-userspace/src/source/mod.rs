@@ -193,7 +193,7 @@ impl Object {
 #[derive(Debug, Default)]
 struct Store {
     policy: RecordPolicy,
-    services: BTreeMap<ServiceKey, Family>,
+    services: BTreeMap<ServiceKey, Entry>,
     /// The service that each slice belongs to.
     owners: HashMap<ObjectId, ServiceKey>,
     touched: BTreeMap<ServiceKey, Touched>,
@@ -202,7 +202,7 @@ struct Store {
 
 /// A service, the slices that belong to it, and what both came to in the last batch. Each may be missing.
 #[derive(Debug, Default)]
-struct Family {
+struct Entry {
     service: Option<Arc<Service>>,
     slices: BTreeMap<Box<str>, Arc<EndpointSlice>>,
     merged: Option<Merged>,
@@ -293,9 +293,27 @@ impl Store {
             Some(slice) => slices.insert(name.into(), slice),
             None => slices.remove(name),
         };
-        let touched = &mut self.touched.entry(owner).or_default().slices;
-        touched.entry(name.into()).or_insert(old);
+        let now = slices.contains_key(name);
+        let touched = self.touched.entry(owner.clone()).or_default();
+        let before = touched.slices.entry(name.into()).or_insert(old);
+        // It came and went. As long as nobody takes batches, many may.
+        if before.is_none() && !now {
+            touched.slices.remove(name);
+            if touched.slices.is_empty() && !touched.service {
+                self.touched.remove(&owner);
+                self.forget_if_empty(&owner);
+            }
+        }
         true
+    }
+
+    fn forget_if_empty(&mut self, key: &ServiceKey) {
+        let entry = self.services.get(key);
+        if entry
+            .is_some_and(|of| of.service.is_none() && of.slices.is_empty() && of.merged.is_none())
+        {
+            self.services.remove(key);
+        }
     }
 
     /// The objects that are there and wanted.
@@ -320,11 +338,9 @@ impl Store {
     fn take_batch(&mut self) -> Batch {
         let touched = std::mem::take(&mut self.touched);
         let records = |(key, touched): (ServiceKey, Touched)| {
-            let family = self.services.get_mut(&key).expect("what was touched");
-            let records = family.merge(&touched, &self.policy);
-            if records.is_none() && family.slices.is_empty() {
-                self.services.remove(&key);
-            }
+            let entry = self.services.get_mut(&key).expect("what was touched");
+            let records = entry.merge(&touched, &self.policy);
+            self.forget_if_empty(&key);
             (key, records)
         };
         Batch {
@@ -334,7 +350,7 @@ impl Store {
     }
 }
 
-impl Family {
+impl Entry {
     fn merge(&mut self, touched: &Touched, policy: &RecordPolicy) -> Option<ServiceRecords> {
         let Self {
             service,
@@ -363,10 +379,11 @@ mod tests {
     use k8s_openapi::api::{
         core::v1::Service as ApiService, discovery::v1::EndpointSlice as ApiSlice,
     };
+    use proptest::prelude::*;
     use serde_json::{from_value, json};
 
     use super::*;
-    use crate::objects::SERVICE_NAME_LABEL;
+    use crate::objects::{Condition, SERVICE_NAME_LABEL, ServiceKind, SliceEndpoint};
 
     fn service() -> Object {
         let object = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"clusterIP": "None"}});
@@ -436,5 +453,147 @@ mod tests {
         store.set(&id, None);
         assert_eq!(store.take_batch().pods, [(pods[0].0.clone(), false)]);
         assert!(!store.has_changes());
+    }
+
+    /// What happens to a store.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Service(&'static str, Option<Service>),
+        /// The slice's number, and what it says.
+        Slice(u8, Option<EndpointSlice>),
+        TakeBatch,
+    }
+
+    fn steps() -> impl Strategy<Value = Step> {
+        let name = || prop::sample::select(vec!["web", "db"]);
+        let kind = prop::sample::select(vec![
+            ServiceKind::Headless,
+            ServiceKind::Headless,
+            ServiceKind::ClusterIp([IpAddr::from([10, 96, 0, 1])].into_iter().collect()),
+            ServiceKind::Nothing,
+        ]);
+        let service = (kind, any::<bool>()).prop_map(|(kind, publish_not_ready)| Service {
+            kind,
+            ports: Arc::default(),
+            publish_not_ready,
+            pick: None,
+            problems: [].into(),
+        });
+        let condition = prop::sample::select(vec![
+            Condition::Ready,
+            Condition::Terminating,
+            Condition::NotReady,
+        ]);
+        let endpoint =
+            (0..4_u8, 0..4_u8, condition).prop_map(|(label, address, condition)| SliceEndpoint {
+                label: label.to_string().into(),
+                address: IpAddr::from([10, 0, 0, address]),
+                condition,
+            });
+        let slice = (
+            prop::option::of(name()),
+            prop::collection::btree_set(endpoint, 0..5),
+        );
+        let slice = slice.prop_map(|(service, endpoints)| EndpointSlice {
+            service: service.map(Into::into),
+            endpoints: endpoints.into_iter().collect(),
+            ports: Arc::default(),
+            problems: [].into(),
+        });
+        prop_oneof![
+            2 => (name(), prop::option::weighted(0.8, service))
+                .prop_map(|(name, service)| Step::Service(name, service)),
+            5 => (0..4_u8, prop::option::weighted(0.8, slice))
+                .prop_map(|(number, slice)| Step::Slice(number, slice)),
+            2 => Just(Step::TakeBatch),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happened since the last batch, and in whatever order: with the next one all is as the objects say.
+        #[test]
+        fn batches_add_up_to_the_objects(
+            serving_terminating: bool,
+            history in prop::collection::vec(steps(), 1..60),
+        ) {
+            let policy = RecordPolicy { serving_terminating, pick: 0 };
+            let mut store = Store::new(policy);
+            let (mut services, mut slices) = (BTreeMap::new(), BTreeMap::new());
+            let mut published = BTreeMap::new();
+            let none_is_left = ["web", "db"].map(|name| Step::Service(name, None));
+            let none_is_left = none_is_left.into_iter().chain((0..4).map(|number| Step::Slice(number, None)));
+            for step in history.into_iter().chain(none_is_left).chain([Step::TakeBatch]) {
+                match step {
+                    Step::Service(name, service) => {
+                        let object = service.clone().map(|service| Object::Service(Arc::new(service)));
+                        store.set(&ObjectId::service("a".into(), name.into()), object);
+                        match service {
+                            Some(service) => services.insert(name, service),
+                            None => services.remove(name),
+                        };
+                    }
+                    Step::Slice(number, slice) => {
+                        let object = slice.clone().map(|slice| Object::EndpointSlice(Arc::new(slice)));
+                        let id = ObjectId::endpoint_slice("a".into(), number.to_string().into());
+                        store.set(&id, object);
+                        match slice {
+                            Some(slice) => slices.insert(number, slice),
+                            None => slices.remove(&number),
+                        };
+                    }
+                    Step::TakeBatch => {
+                        for (key, records) in store.take_batch().services {
+                            match records {
+                                Some(records) => published.insert(key.name, records),
+                                None => published.remove(&key.name),
+                            };
+                        }
+                        let wanted: BTreeMap<Box<str>, _> = services
+                            .iter()
+                            .map(|(&name, service)| {
+                                let own = slices
+                                    .values()
+                                    .filter(|slice: &&EndpointSlice| slice.service.as_deref() == Some(name));
+                                (name.into(), Merged::new(service, own, &policy).records)
+                            })
+                            .collect();
+                        prop_assert_eq!(&published, &wanted);
+                        prop_assert!(!store.has_changes());
+                    }
+                }
+            }
+            prop_assert!(store.services.is_empty() && store.owners.is_empty() && store.touched.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_comes_and_goes_before_the_first_batch_leaves_nothing() {
+        let mut store = Store::default();
+        for number in 0..100 {
+            let id = ObjectId::endpoint_slice("a".into(), number.to_string().into());
+            store.set(&id, Some(slice("web", "fd00::1")));
+            store.set(&id, None);
+        }
+        assert!(store.services.is_empty() && store.owners.is_empty() && store.touched.is_empty());
+    }
+
+    #[test]
+    fn a_slice_shares_what_its_predecessor_said() {
+        let id = ObjectId::endpoint_slice("a".into(), "1".into());
+        let mut store = Store::default();
+        let label = |store: &Store| {
+            let slice = &store.services[&ServiceKey::new("a", "web")].slices["1"];
+            Arc::clone(&slice.endpoints[0].label)
+        };
+        store.set(&id, Some(slice("web", "fd00::1")));
+        let before = label(&store);
+        let more = json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv6",
+            "metadata": {"name": "s", "labels": {SERVICE_NAME_LABEL: "web"}},
+            "endpoints": [{"addresses": ["fd00::1"]}, {"addresses": ["fd00::2"]}],
+        });
+        let more = (&from_value::<ApiSlice>(more).unwrap()).into();
+        store.set(&id, Some(Object::EndpointSlice(Arc::new(more))));
+        assert!(Arc::ptr_eq(&label(&store), &before));
     }
 }

@@ -175,7 +175,10 @@ impl Reflector {
             && let Some(version) = &position.version
             && self.is_ahead(version).await?
         {
-            tracing::debug!(watch = %self.watch, "the server knows less than we do: listing again");
+            tracing::warn!(
+                "the API server knows less of {} than we do (we are at version {version}): taking over what it has now",
+                self.watch
+            );
             position.version = None;
         }
         position.was_away = false;
