@@ -107,7 +107,7 @@ impl Answer {
             && (&self.answers, &self.additional) != (&whole.answers, &whole.additional)
     }
 
-    /// The same with all owners in lower case.
+    /// The same with all owners in lower case, and without what of a set has room: that is chance.
     pub(crate) fn folded(&self) -> Self {
         let folded = |entries: &BTreeSet<Entry>| {
             let entries = entries.iter().map(|entry| Entry {
@@ -117,7 +117,11 @@ impl Answer {
             entries.collect()
         };
         Self {
-            answers: folded(&self.answers),
+            answers: if self.truncated {
+                BTreeSet::new()
+            } else {
+                folded(&self.answers)
+            },
             authority: folded(&self.authority),
             ..self.clone()
         }

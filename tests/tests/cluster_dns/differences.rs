@@ -47,8 +47,6 @@ enum Saying {
     Aliases(Option<ResponseCode>),
     /// `rrset`: one of its RRsets, whole.
     RrSet,
-    /// `TC`: TC, and no record.
-    Truncated,
     /// `TC+part`: TC, and some of what it says over TCP.
     TruncatedPart,
     /// `fitting`: without TC the answer that it gives over TCP, with less beside it.
@@ -76,7 +74,6 @@ impl Saying {
             "aliases, NODATA" => Self::Aliases(Some(ResponseCode::NoError)),
             "aliases, NXDOMAIN" => Self::Aliases(Some(ResponseCode::NXDomain)),
             "rrset" => Self::RrSet,
-            "TC" => Self::Truncated,
             "TC+part" => Self::TruncatedPart,
             "fitting" => Self::Fitting,
             "whole" => Self::Whole,
@@ -213,9 +210,6 @@ impl Saying {
                 let types = [AAAA, A, PTR, TXT, SOA, SRV].into_iter();
                 let mut sets = types.filter_map(|rtype| said.to(name, rtype, transport));
                 cname.or_else(|| sets.find(is_own)) == Some(this)
-            }
-            Self::Truncated => {
-                positive && this.truncated && this.answers.is_empty() && this.additional.is_empty()
             }
             Self::TruncatedPart => {
                 whole.is_some_and(|whole| positive && this.truncated && this.is_part_of(whole))
