@@ -105,6 +105,26 @@ fn kernel_and_fallback_say_what_is_written_by_hand() -> Result<()> {
 }
 
 #[test]
+fn names_of_255_bytes_live_and_longer_ones_are_told_with_their_service() -> Result<()> {
+    let plane = ControlPlane::shared()?;
+    apply_cases(&plane)?;
+    // With it the service's name takes 255 bytes on the wire: 64 + 8 + 4 + 179.
+    let zone = ["z".repeat(63), "y".repeat(63), "w".repeat(49)].join(".");
+    let mut site = Site::new(&plane, &["--zone", &zone])?;
+    let service = format!("{}.lengths.svc.{zone}", "x".repeat(63));
+    let wanted = format!("{service}. A both NOERROR aa - kernel 10.244.36.1");
+    check(&site.peak, &site.net.client, &[&Wanted::all(&wanted)?])?;
+    let problem = format!(
+        "Service lengths/{}: no name \"{}.",
+        "x".repeat(63),
+        "h".repeat(63)
+    );
+    let log = site.peak.process().log();
+    ensure!(log.contains(&problem), "{problem} is not in {log}");
+    Ok(())
+}
+
+#[test]
 fn what_peak_says_is_what_coredns_says_but_for_the_table() -> Result<()> {
     let plane = ControlPlane::shared()?;
     apply_cases(&plane)?;
