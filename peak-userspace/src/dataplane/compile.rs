@@ -89,12 +89,16 @@ impl<M: Memory> Table<M> {
         if !snapshot.complete() {
             return;
         }
+        let before = self.writer.stats();
         for (zone, name, node) in snapshot.names() {
             self.set(snapshot, zone, &name, &node);
         }
-        let exists =
-            |name: &Name| matches!(snapshot.lookup(name.as_wire()), Lookup::Present { .. });
-        self.writer.retain(exists);
+        // An empty table has nothing else now, and looking all names up would take longer than setting them did.
+        if before.names + before.unstored > 0 {
+            let exists =
+                |name: &Name| matches!(snapshot.lookup(name.as_wire()), Lookup::Present { .. });
+            self.writer.retain(exists);
+        }
         self.publish(snapshot);
     }
 

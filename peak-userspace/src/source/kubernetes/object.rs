@@ -1,7 +1,7 @@
 //! The API server's JSON, object by object. Only the fields from which records are made are read: the others cost no
 //! memory, and can't be unreadable.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use k8s_openapi::{
     api::{
@@ -10,7 +10,10 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor},
+};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -156,8 +159,62 @@ struct SlimMeta {
     name: String,
     namespace: String,
     resource_version: Option<String>,
-    labels: Option<BTreeMap<String, String>>,
-    annotations: Option<BTreeMap<String, String>>,
+    labels: Option<Known>,
+    annotations: Option<Known>,
+}
+
+/// The labels or annotations that mean something to Peak.
+struct Known(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Known {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(KnownVisitor)
+    }
+}
+
+struct KnownVisitor;
+
+impl<'de> Visitor<'de> for KnownVisitor {
+    type Value = Known;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("labels or annotations")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Known, A::Error> {
+        let mut known = BTreeMap::new();
+        while let Some(Key(key)) = map.next_key()? {
+            match key {
+                Some(key) => drop(known.insert(key, map.next_value()?)),
+                None => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(Known(known))
+    }
+}
+
+/// The key of a label or of an annotation, if it means something to Peak.
+struct Key(Option<String>);
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(KeyVisitor)
+    }
+}
+
+struct KeyVisitor;
+
+impl Visitor<'_> for KeyVisitor {
+    type Value = Key;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Key, E> {
+        let is_known = key == SERVICE_NAME_LABEL || key.starts_with(ANNOTATIONS);
+        Ok(Key(is_known.then(|| key.to_owned())))
+    }
 }
 
 impl SlimMeta {
@@ -173,16 +230,11 @@ impl SlimMeta {
 
 impl From<SlimMeta> for ObjectMeta {
     fn from(slim: SlimMeta) -> Self {
-        let only = |entries: Option<BTreeMap<String, String>>, wanted: fn(&str) -> bool| {
-            let mut entries = entries?;
-            entries.retain(|key, _| wanted(key));
-            (!entries.is_empty()).then_some(entries)
-        };
         Self {
             name: Some(slim.name),
             namespace: Some(slim.namespace),
-            labels: only(slim.labels, |key| key == SERVICE_NAME_LABEL),
-            annotations: only(slim.annotations, |key| key.starts_with(ANNOTATIONS)),
+            labels: slim.labels.map(|Known(labels)| labels),
+            annotations: slim.annotations.map(|Known(annotations)| annotations),
             ..Self::default()
         }
     }
