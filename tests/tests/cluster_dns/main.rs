@@ -18,7 +18,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use peak_tests::{ControlPlane, Net, PassProgram, Peak, Reach, Wanted, check, pass};
+use hickory_proto::{op::Message, rr::RecordType};
+use peak_tests::{
+    ControlPlane, CoreDns, Net, PassProgram, Peak, Reach, Wanted, check, connect, pass, query,
+};
 
 use self::{
     comparison::{Comparison, Run},
@@ -121,6 +124,35 @@ fn names_of_255_bytes_live_and_longer_ones_are_told_with_their_service() -> Resu
     );
     let log = site.peak.process().log();
     ensure!(log.contains(&problem), "{problem} is not in {log}");
+    Ok(())
+}
+
+#[test]
+fn a_larger_payload_size_is_not_used() -> Result<()> {
+    let plane = ControlPlane::shared()?;
+    apply_cases(&plane)?;
+    let site = Site::new(&plane, &[])?;
+    let coredns = CoreDns::start_in(&site.net.node, &plane, "payload-coredns", &[])?;
+    let mut query = query(
+        "many.s-headless-addresses.svc.cluster.local",
+        RecordType::AAAA,
+        true,
+    )?;
+    let opt = query.edns.as_mut().context("an OPT")?;
+    opt.set_max_payload(4096);
+    let here = Site::server();
+    let there = SocketAddr::new(here.ip(), coredns.address().port());
+    for (server, is_whole) in [(here, false), (there, true)] {
+        let socket = site.net.client.run(|| connect(server))?;
+        socket.send(&query.to_vec()?)?;
+        let mut buffer = [0; 4096];
+        let length = socket.recv(&mut buffer)?;
+        let reply = Message::from_vec(&buffer[..length])?;
+        ensure!(
+            (length > 1232, reply.metadata.truncation) == (is_whole, !is_whole),
+            "{server} sends {length} bytes"
+        );
+    }
     Ok(())
 }
 
