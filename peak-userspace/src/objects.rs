@@ -113,6 +113,27 @@ impl SliceEndpoint {
     }
 }
 
+#[cfg(test)]
+impl SliceEndpoint {
+    /// For property tests: few labels and addresses, so that slices have many in common.
+    pub(crate) fn any(labels: u8) -> impl proptest::strategy::Strategy<Value = Self> {
+        use proptest::{prelude::*, sample::select};
+        let conditions = vec![
+            Condition::Ready,
+            Condition::Terminating,
+            Condition::NotReady,
+        ];
+        (0..labels, 0..6_u8, select(conditions)).prop_map(|(label, address, condition)| Self {
+            label: label.to_string().into(),
+            address: match address {
+                0..3 => IpAddr::from([10, 0, 0, address]),
+                _ => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, address.into()]),
+            },
+            condition,
+        })
+    }
+}
+
 /// What an endpoint's conditions come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Condition {

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use hickory_proto::{
     op::{Edns, Message, Query},
-    rr::{Name, RecordType},
+    rr::{Name, RData, RecordType},
 };
 
 /// How long an answer may take.
@@ -72,6 +72,15 @@ pub fn exchange(socket: &UdpSocket, query: &Message) -> Result<Message> {
         query.queries
     );
     Ok(reply)
+}
+
+/// The addresses of a reply's AAAA records.
+pub fn v6_addresses(reply: &Message) -> impl Iterator<Item = Ipv6Addr> {
+    let data = reply.answers.iter().map(|record| &record.data);
+    data.filter_map(|data| match data {
+        RData::AAAA(address) => Some(address.0),
+        _ => None,
+    })
 }
 
 /// Asks one question without EDNS from an ordinary socket, in the namespace of the calling thread.

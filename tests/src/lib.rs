@@ -20,7 +20,7 @@ pub use self::{
     answers::{Said, Wanted, check, comparable, data, rtype},
     control_plane::{Component, ControlPlane, Reach, asset},
     coredns::CoreDns,
-    dns::{ask, connect, exchange, over_tcp, over_udp, query},
+    dns::{ask, connect, exchange, over_tcp, over_udp, query, v6_addresses},
     frames::{Datagram, Frames},
     http::http_get,
     namespace::{Namespace, Net, join, scratch},

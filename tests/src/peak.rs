@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use tempfile::TempDir;
 
-use crate::{Namespace, Running, eventually, program, scratch};
+use crate::{ControlPlane, Namespace, Running, eventually, program, scratch};
 
 /// A user and a group without anything of their own.
 const NOBODY: u32 = 65534;
@@ -75,6 +75,17 @@ impl Peak {
         let manifests = manifests.as_ref().as_os_str();
         let common = ["--interface", "eth0", "--xdp", xdp, "--manifests"];
         let common = common.iter().map(OsStr::new).chain([manifests]);
+        Self::start(namespace, common.chain(more.iter().map(OsStr::new)))
+    }
+
+    /// As [`Self::start`], with a cluster's objects as its administrator sees them, on `eth0`; `more` are further arguments.
+    ///
+    /// # Errors
+    /// It ends, or isn't ready in time: with what it said.
+    pub fn of_cluster(namespace: &Namespace, plane: &ControlPlane, more: &[&str]) -> Result<Self> {
+        let kubeconfig = plane.kubeconfig();
+        let common = ["--interface", "eth0", "--kubeconfig"].map(OsStr::new);
+        let common = common.into_iter().chain([kubeconfig.as_os_str()]);
         Self::start(namespace, common.chain(more.iter().map(OsStr::new)))
     }
 

@@ -261,17 +261,7 @@ impl Node {
         let net = Net::new()?;
         let pass = pass(&net.client, "eth0")?;
         let reach = plane.reach_from(&net.node)?;
-        let kubeconfig = plane.kubeconfig();
-        let kubeconfig = kubeconfig.to_str().context("a plain path")?;
-        let common = [
-            "--interface",
-            "eth0",
-            "--xdp",
-            xdp,
-            "--kubeconfig",
-            kubeconfig,
-        ];
-        let peak = Peak::start(&net.node, common)?;
+        let peak = Peak::of_cluster(&net.node, plane, &["--xdp", xdp])?;
         let [six, four] = Net::SERVERS.map(|server| {
             let server = SocketAddr::new(server.parse().expect("an address"), 53);
             net.client.run(|| connect(server))

@@ -9,10 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use hickory_proto::{
-    op::ResponseCode,
-    rr::{RData, RecordType},
-};
+use hickory_proto::{op::ResponseCode, rr::RecordType};
 use k8s_openapi::api::{
     core::v1::{Namespace as KubeNamespace, Pod, Secret, Service},
     discovery::v1::EndpointSlice,
@@ -22,7 +19,9 @@ use kube::{
     api::{DeleteParams, ListParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
-use peak_tests::{Component, ControlPlane, Namespace, Peak, Reach, ask, eventually, http_get};
+use peak_tests::{
+    Component, ControlPlane, Namespace, Peak, Reach, ask, eventually, http_get, v6_addresses,
+};
 use tempfile::TempDir;
 
 /// How long anything may take here, on a machine with much else to do.
@@ -74,14 +73,8 @@ impl Node {
     fn ask(&self, name: &str) -> Result<(ResponseCode, BTreeSet<Ipv6Addr>)> {
         let server = SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 53);
         let reply = self.namespace.run(|| ask(server, name, RecordType::AAAA))?;
-        let addresses = reply
-            .answers
-            .iter()
-            .filter_map(|record| match &record.data {
-                RData::AAAA(address) => Some(address.0),
-                _ => None,
-            });
-        Ok((reply.metadata.response_code, addresses.collect()))
+        let addresses = v6_addresses(&reply).collect();
+        Ok((reply.metadata.response_code, addresses))
     }
 
     /// Whether the service `web` of the namespace is this one address.

@@ -10,9 +10,9 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use hickory_proto::{
     op::{Edns, Message, Query, ResponseCode},
-    rr::{Name, RData, RecordType, rdata::opt::EdnsOption},
+    rr::{Name, RecordType, rdata::opt::EdnsOption},
 };
-use peak_tests::{ControlPlane, CoreDns, Namespace, Net, Peak, Status};
+use peak_tests::{ControlPlane, CoreDns, Namespace, Net, Peak, Status, v6_addresses};
 
 use crate::report::Label;
 
@@ -206,12 +206,6 @@ pub(super) fn exchange(socket: &UdpSocket, query: &[u8]) -> Result<Vec<u8>> {
 /// What a reply says.
 pub(super) fn addresses(reply: &[u8]) -> Result<(ResponseCode, Vec<Ipv6Addr>)> {
     let reply = Message::from_vec(reply)?;
-    let addresses = reply
-        .answers
-        .iter()
-        .filter_map(|record| match &record.data {
-            RData::AAAA(address) => Some(address.0),
-            _ => None,
-        });
-    Ok((reply.metadata.response_code, addresses.collect()))
+    let addresses = v6_addresses(&reply).collect();
+    Ok((reply.metadata.response_code, addresses))
 }

@@ -383,7 +383,7 @@ mod tests {
     use serde_json::{from_value, json};
 
     use super::*;
-    use crate::objects::{Condition, SERVICE_NAME_LABEL, ServiceKind, SliceEndpoint};
+    use crate::objects::{SERVICE_NAME_LABEL, ServiceKind, SliceEndpoint};
 
     fn service() -> Object {
         let object = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"clusterIP": "None"}});
@@ -479,20 +479,9 @@ mod tests {
             pick: None,
             problems: [].into(),
         });
-        let condition = prop::sample::select(vec![
-            Condition::Ready,
-            Condition::Terminating,
-            Condition::NotReady,
-        ]);
-        let endpoint =
-            (0..4_u8, 0..4_u8, condition).prop_map(|(label, address, condition)| SliceEndpoint {
-                label: label.to_string().into(),
-                address: IpAddr::from([10, 0, 0, address]),
-                condition,
-            });
         let slice = (
             prop::option::of(name()),
-            prop::collection::btree_set(endpoint, 0..5),
+            prop::collection::btree_set(SliceEndpoint::any(4), 0..5),
         );
         let slice = slice.prop_map(|(service, endpoints)| EndpointSlice {
             service: service.map(Into::into),

@@ -51,19 +51,8 @@ impl Site {
         let reach = plane.reach_from(&net.node)?;
         // CoreDNS would give these for its own.
         net.node.ip("-6 address flush dev eth0 scope link")?;
-        let kubeconfig = plane.kubeconfig();
-        let kubeconfig = kubeconfig.to_str().context("a plain path")?;
-        let common = [
-            "--interface",
-            "eth0",
-            "--listen",
-            "[fd00:10:1::1]:53",
-            "--listen",
-            "10.1.0.1:53",
-            "--kubeconfig",
-            kubeconfig,
-        ];
-        let peak = Peak::start(&net.node, common.iter().chain(options))?;
+        let listen = ["--listen", "[fd00:10:1::1]:53", "--listen", "10.1.0.1:53"];
+        let peak = Peak::of_cluster(&net.node, plane, &[&listen, options].concat())?;
         Ok(Self {
             net,
             peak,

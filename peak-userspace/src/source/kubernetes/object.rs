@@ -1,7 +1,7 @@
 //! The API server's JSON, object by object. Only the fields from which records are made are read: the others cost no
 //! memory, and can't be unreadable.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
     api::{
@@ -10,21 +10,15 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use serde::{
-    Deserialize, Deserializer,
-    de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor},
-};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 use crate::{
-    objects::SERVICE_NAME_LABEL,
+    objects::{ANSWERS_ANNOTATION, SERVICE_NAME_LABEL},
     pods,
     source::{Kind, Object, ObjectId},
     validate::{self, Problem},
 };
-
-/// The annotations that mean something to Peak begin with this.
-const ANNOTATIONS: &str = "peak/";
 
 /// One line of a watch.
 #[derive(Debug, Deserialize)]
@@ -159,62 +153,31 @@ struct SlimMeta {
     name: String,
     namespace: String,
     resource_version: Option<String>,
-    labels: Option<Known>,
-    annotations: Option<Known>,
+    labels: Option<SlimLabels>,
+    annotations: Option<SlimAnnotations>,
 }
 
-/// The labels or annotations that mean something to Peak.
-struct Known(BTreeMap<String, String>);
-
-impl<'de> Deserialize<'de> for Known {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(KnownVisitor)
-    }
+/// Of the labels the one that means something to Peak: others take no memory.
+#[derive(Deserialize)]
+struct SlimLabels {
+    #[serde(
+        rename = "kubernetes.io/service-name",
+        default,
+        deserialize_with = "text"
+    )]
+    service: Option<String>,
 }
 
-struct KnownVisitor;
-
-impl<'de> Visitor<'de> for KnownVisitor {
-    type Value = Known;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("labels or annotations")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Known, A::Error> {
-        let mut known = BTreeMap::new();
-        while let Some(Key(key)) = map.next_key()? {
-            match key {
-                Some(key) => drop(known.insert(key, map.next_value()?)),
-                None => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(Known(known))
-    }
+/// And of the annotations.
+#[derive(Deserialize)]
+struct SlimAnnotations {
+    #[serde(rename = "peak/answers", default, deserialize_with = "text")]
+    answers: Option<String>,
 }
 
-/// The key of a label or of an annotation, if it means something to Peak.
-struct Key(Option<String>);
-
-impl<'de> Deserialize<'de> for Key {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(KeyVisitor)
-    }
-}
-
-struct KeyVisitor;
-
-impl Visitor<'_> for KeyVisitor {
-    type Value = Key;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-
-    fn visit_str<E>(self, key: &str) -> Result<Key, E> {
-        let is_known = key == SERVICE_NAME_LABEL || key.starts_with(ANNOTATIONS);
-        Ok(Key(is_known.then(|| key.to_owned())))
-    }
+/// What is there is a text, and not null.
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    String::deserialize(deserializer).map(Some)
 }
 
 impl SlimMeta {
@@ -230,11 +193,15 @@ impl SlimMeta {
 
 impl From<SlimMeta> for ObjectMeta {
     fn from(slim: SlimMeta) -> Self {
+        let entry = |key: &str, value: Option<String>| Some([(key.to_owned(), value?)].into());
         Self {
             name: Some(slim.name),
             namespace: Some(slim.namespace),
-            labels: slim.labels.map(|Known(labels)| labels),
-            annotations: slim.annotations.map(|Known(annotations)| annotations),
+            labels: entry(SERVICE_NAME_LABEL, slim.labels.and_then(|all| all.service)),
+            annotations: entry(
+                ANSWERS_ANNOTATION,
+                slim.annotations.and_then(|all| all.answers),
+            ),
             ..Self::default()
         }
     }
@@ -254,7 +221,6 @@ struct SlimSpec {
     #[serde(rename = "clusterIPs")]
     cluster_ips: Option<Vec<String>>,
     external_name: Option<String>,
-    ip_families: Option<Vec<String>>,
     ports: Option<Vec<SlimServicePort>>,
     publish_not_ready_addresses: Option<bool>,
     r#type: Option<String>,
@@ -281,7 +247,6 @@ impl From<SlimService> for ApiService {
                 cluster_ip: slim.cluster_ip,
                 cluster_ips: slim.cluster_ips,
                 external_name: slim.external_name,
-                ip_families: slim.ip_families,
                 ports: slim
                     .ports
                     .map(|ports| ports.into_iter().map(port).collect()),
