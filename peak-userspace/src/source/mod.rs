@@ -250,19 +250,16 @@ impl Store {
                     let service = slice.service.clone()?;
                     Some(ServiceKey::new(id.namespace.clone(), service))
                 });
-                let old_owner = self.owners.get(id).cloned();
-                if let Some(old_owner) = old_owner.filter(|old| Some(old) != owner.as_ref()) {
-                    self.owners.remove(id);
-                    self.set_slice(old_owner, &id.name, None);
-                    let Some(owner) = owner else { return true };
+                let left = match self.owners.get(id) {
+                    Some(old) if Some(old) != owner.as_ref() => self.owners.remove(id),
+                    _ => None,
+                };
+                let left = left.is_some_and(|old| self.set_slice(old, &id.name, None));
+                let Some(owner) = owner else { return left };
+                if !self.owners.contains_key(id) {
                     self.owners.insert(id.clone(), owner.clone());
-                    self.set_slice(owner, &id.name, slice)
-                } else if let Some(owner) = owner {
-                    self.owners.insert(id.clone(), owner.clone());
-                    self.set_slice(owner, &id.name, slice)
-                } else {
-                    false
                 }
+                self.set_slice(owner, &id.name, slice) || left
             }
             Kind::Pod => {
                 let addresses = match object {
