@@ -37,7 +37,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
     frame, memory,
-    report::{Figure, Label, Ratios, Report, Samples, Summary},
+    report::{Better, Figure, Label, Output, Ratios, Report, Samples, Summary},
 };
 
 /// What the program costs a packet, case by case, beside a yardstick and an empty program
@@ -57,12 +57,8 @@ pub(crate) struct Args {
     /// Only tables of this many names
     #[arg(long, value_name = "NUMBER", value_parser = size)]
     names: Option<u32>,
-    /// Few samples: does it run at all?
-    #[arg(long)]
-    quick: bool,
-    /// `json` adds one object as the last line
-    #[arg(long, value_name = "FORMAT", default_value = "table", value_parser = ["table", "json"])]
-    output: String,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// The loopback device's index, and its slot: where BPF_PROG_TEST_RUN's frames come in.
@@ -221,7 +217,7 @@ struct Effort {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let object =
         fs::read(&args.object).with_context(|| format!("cannot read {}", args.object.display()))?;
-    let effort = if args.quick {
+    let effort = if args.output.quick {
         Effort {
             rounds: 5,
             runs: 2_000,
@@ -278,13 +274,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             for measured in bench.measure(&cases, &effort, &mut common, progress)? {
                 let labels = [("names", size.into())];
                 let pace = measured.whole.median;
-                let figure = report.add(measured.name, &labels, "ns", measured.whole);
+                let figure = add(&mut report, measured.name, &labels, measured.whole);
                 figure.yardsticks = Some(measured.yardsticks);
                 if let Some(hash_map) = measured.hash_map {
                     let lines = size as usize;
-                    report.add("hash_map", &labels, "ns", hash_map);
+                    add(&mut report, "hash_map", &labels, hash_map);
                     let memory = memory::latency(lines, pace, effort.rounds, effort.runs);
-                    report.add("memory", &labels, "ns", memory.summary());
+                    add(&mut report, "memory", &labels, memory.summary());
                 }
             }
         }
@@ -293,10 +289,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     describe_program(&mut report)?;
 
     print(&report);
-    if args.output == "json" {
-        println!("{}", serde_json::to_string(&report)?);
-    }
-    Ok(())
+    args.output.finish(&report)
+}
+
+/// Adds a time of batches.
+fn add<'r>(
+    report: &'r mut Report,
+    name: &'static str,
+    labels: &[(&'static str, Label)],
+    time: Summary,
+) -> &'r mut Figure {
+    report.add(name, labels, "ns", Better::Lower, "batches", time)
 }
 
 /// What came of a case.
@@ -317,9 +320,14 @@ struct Common {
 
 impl Common {
     fn report(&self, report: &mut Report) {
-        report.add("empty", &[], "ns", self.empty.summary());
-        report.add("yardstick", &[], "ns", self.yardstick.without(&self.empty));
-        report.add("restore", &[], "ns", self.restore.without(&self.empty));
+        add(report, "empty", &[], self.empty.summary());
+        add(
+            report,
+            "yardstick",
+            &[],
+            self.yardstick.without(&self.empty),
+        );
+        add(report, "restore", &[], self.restore.without(&self.empty));
     }
 }
 
@@ -335,9 +343,12 @@ fn describe_program(report: &mut Report) -> Result<()> {
         "verified_instructions",
         &[],
         "instructions",
+        Better::Lower,
+        "loads",
         once(instructions),
     );
-    report.add("jited_size", &[], "bytes", once(program.size_jitted()));
+    let jited = once(program.size_jitted());
+    report.add("jited_size", &[], "bytes", Better::Lower, "loads", jited);
     Ok(())
 }
 

@@ -3,8 +3,9 @@
 mod frame;
 mod kernel;
 mod memory;
+mod progress;
+mod propagation;
 mod report;
-mod sync;
 
 use std::process::ExitCode;
 
@@ -20,13 +21,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Benchmark {
     Kernel(kernel::Args),
-    Sync(sync::Args),
+    Propagation(propagation::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().benchmark {
         Benchmark::Kernel(args) => kernel::run(&args),
-        Benchmark::Sync(args) => sync::run(&args),
+        Benchmark::Propagation(args) => propagation::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

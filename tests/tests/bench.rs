@@ -1,6 +1,6 @@
 //! The benchmarks measure what they say. Their figures are nobody's business here.
 
-use std::{collections::BTreeSet, process::Command};
+use std::{collections::BTreeSet, fs, process::Command};
 
 use anyhow::{Context, Result};
 use peak_tests::program;
@@ -11,10 +11,13 @@ const OBJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/peak-eb
 
 /// Runs a benchmark, and gives the results of its report.
 fn run(benchmark: &str, arguments: &[&str]) -> Result<Vec<Value>> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("kept.json");
     let output = Command::new(program("peak-bench")?)
         .arg(benchmark)
         .args(arguments)
-        .args(["--quick", "--output", "json"])
+        .args(["--quick", "--output", "json", "--save"])
+        .arg(&file)
         .output()?;
     assert!(
         output.status.success(),
@@ -24,7 +27,12 @@ fn run(benchmark: &str, arguments: &[&str]) -> Result<Vec<Value>> {
     let shown = String::from_utf8_lossy(&output.stdout);
     let report: Value = serde_json::from_str(shown.lines().last().context("it prints")?)?;
     assert_eq!(report["benchmark"], benchmark);
+    let kept: Value = serde_json::from_str(&fs::read_to_string(&file)?)?;
+    assert_eq!(kept, report);
     assert!(report["machine"]["kernel"].is_string());
+    let (commit, time) = (&report["commit"], &report["time"]);
+    assert!(commit.as_str().is_some_and(|commit| commit != "unknown"));
+    assert!(time.as_str().is_some_and(|time| time.ends_with('Z')));
     let command = report["command"].as_str().context("a command")?;
     assert!(
         command.starts_with(&format!("cargo xtask bench {benchmark} ")),
@@ -35,8 +43,21 @@ fn run(benchmark: &str, arguments: &[&str]) -> Result<Vec<Value>> {
         let figure = |key: &str| result[key].as_f64().context(key.to_owned());
         assert!(figure("median")? <= figure("p99")?, "{result}");
         assert!(figure("p99")? <= figure("max")?, "{result}");
-        assert!(figure("samples")? >= 1.0, "{result}");
-        assert!(result["unit"].is_string(), "{result}");
+        assert!(figure("spread")? >= 0.0, "{result}");
+        for key in ["unit", "of", "better"] {
+            assert!(result[key].is_string(), "{result}");
+        }
+        // Every sample is there.
+        let samples = figure("samples")?;
+        assert!(samples >= 1.0, "{result}");
+        let kept = match (&result["raw"], &result["histogram"]) {
+            (Value::Array(raw), Value::Null) => raw.len() as f64,
+            (Value::Null, Value::Array(buckets)) => {
+                buckets.iter().filter_map(|bucket| bucket[1].as_f64()).sum()
+            }
+            _ => panic!("neither samples nor a histogram: {result}"),
+        };
+        assert_eq!(kept, samples, "{result}");
     }
     Ok(results.clone())
 }
@@ -72,7 +93,7 @@ fn every_case_of_the_kernel_ends_as_it_should_and_is_in_the_report() -> Result<(
 
 #[test]
 fn both_servers_know_a_cluster_and_answer_its_changes() -> Result<()> {
-    let results = run("sync", &["--services", "20", "--endpoints", "150"])?;
+    let results = run("propagation", &["--services", "20", "--endpoints", "150"])?;
     let of_servers: BTreeSet<_> = results
         .iter()
         .filter(|result| result["labels"]["endpoints"].is_null())

@@ -11,7 +11,7 @@ use crate::{
     process,
 };
 
-/// Measures Peak: `cargo xtask bench kernel`, `cargo xtask bench sync`
+/// Measures Peak: `cargo xtask bench kernel`, `cargo xtask bench propagation`
 ///
 /// `cargo xtask bench kernel --help` lists its options, as for the others. Figures of one run compare with one another; those of
 /// two machines only by their ratios. Leave the machine alone meanwhile.
@@ -33,7 +33,7 @@ enum Benchmark {
     /// The XDP program case by case, beside an empty program, a yardstick, and the kernel's own hash map, in some minutes
     Kernel,
     /// What it costs to know a cluster, and how soon a change of it is answered, beside CoreDNS, in some minutes
-    Sync,
+    Propagation,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 .arg("--object")
                 .arg(object);
         }
-        Benchmark::Sync => {
+        Benchmark::Propagation => {
             prerequisites::check(Purpose::Test)?;
             let assets = control_plane::assets()?;
             build::build(true)?;

@@ -1,4 +1,4 @@
-//! `cargo xtask bench sync`: what it costs to know a cluster, and how soon a change of it is answered.
+//! `cargo xtask bench propagation`: what it costs to know a cluster, and how soon a change of it is answered.
 //!
 //! The cluster is made once, on a real API server. Then CoreDNS and Peak take turns: each is started, asked until it answers,
 //! left alone, weighed and stopped. In the end services are changed that were not there before, for the one and then for the
@@ -9,10 +9,7 @@ mod cluster;
 mod process;
 mod server;
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
+use std::{thread, time::Duration};
 
 use anyhow::{Result, ensure};
 use fastrand::Rng;
@@ -24,7 +21,10 @@ use self::{
     process::Memory,
     server::{Kind, Server},
 };
-use crate::report::{Gate, Label, Report, Samples};
+use crate::{
+    progress::Progress,
+    report::{Better, Gate, Label, Output, Report, Samples},
+};
 
 /// What it costs to know a cluster, and how soon a change of it is answered, beside CoreDNS
 ///
@@ -44,12 +44,8 @@ pub(crate) struct Args {
     /// Endpoints of all services together
     #[arg(long, value_name = "NUMBER", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     endpoints: u32,
-    /// Few starts and few changes of small services: does it run at all?
-    #[arg(long)]
-    quick: bool,
-    /// `json` adds one object as the last line
-    #[arg(long, value_name = "FORMAT", default_value = "table", value_parser = ["table", "json"])]
-    output: String,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// How much is measured.
@@ -64,6 +60,28 @@ struct Effort {
     changing: &'static [u32],
     /// Changes before the first that counts.
     warming: usize,
+}
+
+// Weights are seconds, about, by which it is told what is left.
+/// Of the control plane's start, and of a service that is made in it.
+const PLANE: f64 = 12.0;
+const SERVICE: f64 = 0.006;
+/// Of a server's start, without its rest.
+const START: f64 = 3.0;
+/// Of a change.
+const CHANGE: f64 = 0.025;
+
+impl Effort {
+    fn weight(&self, services: u32) -> f64 {
+        let servers = Kind::ALL.len() as f64;
+        let start = START + self.rest.as_secs_f64();
+        let changes = (self.changes * self.changing.len()) as f64 * CHANGE;
+        // Peak is asked in two ways.
+        PLANE
+            + f64::from(services) * SERVICE
+            + (self.starts + 1) as f64 * servers * start
+            + (servers + 1.0) * changes
+    }
 }
 
 const FULL: Effort = Effort {
@@ -94,8 +112,13 @@ const NAME: u64 = 128;
 const ADDRESS: u64 = 16;
 /// Milliseconds from an event to the answer that shows it, 99 of 100 times.
 const ANSWER: f64 = 10.0;
+const ANSWER_AIM: f64 = 1.0;
 /// How many times that of the smallest service it may be for the largest.
 const FLAT: f64 = 2.0;
+
+/// What samples are of.
+const STARTS: &str = "starts";
+const CHANGES: &str = "changes";
 
 const MEGABYTE: f64 = 1e6;
 
@@ -104,16 +127,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // Everything that this thread and its children start is on the node.
     let report = net.node.run(|| measure(args, &net))?;
     print(&report);
-    if args.output == "json" {
-        println!("{}", serde_json::to_string(&report)?);
-    }
-    Ok(())
+    args.output.finish(&report)
 }
 
 fn measure(args: &Args, net: &Net) -> Result<Report> {
-    let effort = if args.quick { QUICK } else { FULL };
-    let began = Instant::now();
-    let say = |what: &str| eprintln!("{:>4} s  {what}", began.elapsed().as_secs());
+    let effort = if args.output.quick { QUICK } else { FULL };
+    let progress = Progress::new(effort.weight(args.services));
+    let say = |what: &str| progress.say(what);
 
     say("starting a control plane");
     // The client's end of the link needs a program, for replies by XDP_TX to arrive.
@@ -129,13 +149,15 @@ fn measure(args: &Args, net: &Net) -> Result<Report> {
         cluster.slices()
     ));
     cluster.create(&plane)?;
+    progress.done(PLANE + f64::from(args.services) * SERVICE);
 
-    let mut report = Report::new("sync");
+    let mut report = Report::new("propagation");
     let mut syncs = Kind::ALL.map(|kind| (kind, Sync::default()));
     for start in 1..=effort.starts {
         for (kind, sync) in &mut syncs {
             say(&format!("{kind}: start {start} of {}", effort.starts));
             sync.measure(*kind, &plane, net, &cluster, effort.rest)?;
+            progress.done(START + effort.rest.as_secs_f64());
         }
     }
     let [(_, coredns), (_, peak)] = syncs;
@@ -154,6 +176,7 @@ fn measure(args: &Args, net: &Net) -> Result<Report> {
         let (name, address) = cluster.probe();
         server.ready(&name, address)?;
         thread::sleep(effort.rest);
+        progress.done(START + effort.rest.as_secs_f64());
         let asked: &[Asked] = match kind {
             // It gives all addresses, so that a larger service's own name is answered with TC and nothing else.
             Kind::CoreDns => &[Asked::Endpoint],
@@ -169,6 +192,7 @@ fn measure(args: &Args, net: &Net) -> Result<Report> {
                 changer.measure(&server, service, asked, effort.warming)?;
                 let before = server.status()?;
                 let times = changer.measure(&server, service, asked, effort.changes)?;
+                progress.done(effort.changes as f64 * CHANGE);
                 if let (Some(before), Some(after)) = (before, server.status()?) {
                     let by = after.counted() - before.counted();
                     say(&format!("  {by}"));
@@ -252,15 +276,19 @@ fn report_syncs(report: &mut Report, coredns: &Sync, peak: &Sync) {
         let theirs = of(coredns);
         let ours = of(peak).summary();
         let gate = match name {
-            "ready_time" => Some(Gate::new(ours.max, READY)),
-            "kernel_memory" => Some(Gate::new(ours.max, table)),
+            "ready_time" => Some(Gate::at_most(ours.max, READY)),
+            "kernel_memory" => Some(Gate::at_most(ours.max, table)),
             "sync_cpu" => None,
-            _ => Some(Gate::new(ours.median, theirs.summary().median)),
+            _ => Some(Gate::at_most(ours.median, theirs.summary().median)),
         };
         if !theirs.0.is_empty() {
-            report.add(name, &[Kind::CoreDns.label()], unit, theirs.summary());
+            let label = [Kind::CoreDns.label()];
+            report.add(name, &label, unit, Better::Lower, STARTS, theirs.summary());
         }
-        report.add(name, &[Kind::Peak.label()], unit, ours).gate = gate;
+        let label = [Kind::Peak.label()];
+        report
+            .add(name, &label, unit, Better::Lower, STARTS, ours)
+            .gate = gate;
     }
 }
 
@@ -271,11 +299,16 @@ fn report_times(report: &mut Report, kind: Kind, asked: Asked, service: Changing
         Asked::Endpoint => ["change_to_event", "event_to_answer", "change_to_answer"],
         Asked::Service => ["slice_to_event", "slice_event_to_answer", "slice_to_answer"],
     };
-    report.add(to_event, &labels, "ms", times.to_event.summary());
+    let mut add = |name, times, gate, aim| {
+        let figure = report.add(name, &labels, "ms", Better::Lower, CHANGES, times);
+        (figure.gate, figure.aim) = (gate, aim);
+    };
     let event = times.event_to_answer.summary();
-    let gate = (kind == Kind::Peak).then(|| Gate::new(event.p99, ANSWER));
-    report.add(event_to_answer, &labels, "ms", event).gate = gate;
-    report.add(to_answer, &labels, "ms", times.to_answer.summary());
+    let limit = |limit| (kind == Kind::Peak).then(|| Gate::at_most(event.p99, limit));
+    let (gate, aim) = (limit(ANSWER), limit(ANSWER_AIM));
+    add(to_event, times.to_event.summary(), None, None);
+    add(event_to_answer, event, gate, aim);
+    add(to_answer, times.to_answer.summary(), None, None);
 }
 
 /// Adds how many times the smallest service's the largest one's times are, 99 of 100 of them.
@@ -293,8 +326,9 @@ fn report_growth(report: &mut Report, kind: Kind, smallest: &Times, largest: &Ti
     ];
     for (name, of, has_gate) in rows {
         let growth = of(largest).summary().p99 / of(smallest).summary().p99;
-        let figure = report.add(name, &[kind.label()], "x", Samples(vec![growth]).summary());
-        figure.gate = has_gate.then(|| Gate::new(growth, FLAT));
+        let growth_is = Samples(vec![growth]);
+        let figure = report.add(name, &[kind.label()], "x", Better::Lower, "p99s", growth_is);
+        figure.gate = has_gate.then(|| Gate::at_most(growth, FLAT));
     }
 }
 
