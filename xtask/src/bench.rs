@@ -2,13 +2,13 @@
 
 use std::ffi::OsString;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::ValueEnum;
 
 use crate::{
-    build, build_ebpf, control_plane,
+    build, build_ebpf, control_plane, peers,
     prerequisites::{self, Purpose},
-    process,
+    process::{self, say},
 };
 
 /// Measures Peak: `cargo xtask bench kernel`, `cargo xtask bench propagation`
@@ -32,6 +32,9 @@ pub(crate) struct Args {
 enum Benchmark {
     /// The XDP program case by case, beside an empty program, a yardstick, and the kernel's own hash map, in some minutes
     Kernel,
+    /// Fetches what the others need, the servers that Peak is compared with among it, for before you go offline. Nothing of it is
+    /// installed on this machine, and no service of theirs starts
+    Setup,
     /// What it costs to know a cluster, and how soon a change of it is answered, beside CoreDNS, in some minutes
     Propagation,
 }
@@ -50,6 +53,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 .arg(benchmark.get_name())
                 .arg("--object")
                 .arg(object);
+        }
+        Benchmark::Setup => {
+            ensure!(
+                args.options.is_empty(),
+                "`cargo xtask bench setup` has no options"
+            );
+            prerequisites::check(Purpose::Test)?;
+            let folder = peers::installed()?;
+            control_plane::assets()?;
+            say(format!(
+                "servers to compare with are in {}",
+                folder.display()
+            ));
+            return Ok(());
         }
         Benchmark::Propagation => {
             prerequisites::check(Purpose::Test)?;

@@ -8,6 +8,7 @@ mod ci;
 mod cluster;
 mod control_plane;
 mod demo;
+mod peers;
 mod prerequisites;
 mod process;
 mod run;

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    control_plane,
+    peers,
     prerequisites::{self, Purpose},
     process::{self, say},
     toolchain,
@@ -12,8 +12,8 @@ use crate::{
 /// Fetches all that building, testing and checking need
 ///
 /// The pinned nightly compiler with `rust-src` (through rustup); bpf-linker, cargo-deny, a Kubernetes control plane and
-/// CoreDNS (built once into ${XDG_CACHE_HOME:-~/.cache}/peak); and the programs that tests ask questions with (`dig`,
-/// `kdig`: Debian packages).
+/// CoreDNS (built once into ${XDG_CACHE_HOME:-~/.cache}/peak); the other DNS servers that Peak is compared with (Debian packages,
+/// unpacked there, not installed); and the programs that tests ask questions with (`dig`, `kdig`: Debian packages).
 /// The other verbs fetch what they need by themselves; this one is for before you go offline.
 #[derive(clap::Args)]
 pub(crate) struct Args {}
@@ -23,7 +23,7 @@ pub(crate) fn run(_: &Args) -> Result<()> {
     toolchain::install_nightly(&["clippy"])?;
     toolchain::BPF_LINKER.installed()?;
     toolchain::CARGO_DENY.installed()?;
-    control_plane::assets()?;
+    peers::assets()?;
     install_clients()?;
     say("everything is here");
     Ok(())

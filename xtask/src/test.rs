@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use anyhow::Result;
 
 use crate::{
-    build, build_ebpf, control_plane,
+    build, build_ebpf, control_plane, peers,
     prerequisites::{self, Purpose},
     process::{self, say},
     setup,
@@ -28,7 +28,7 @@ const PRIVILEGED: [&str; 1] = ["peak-tests"];
 pub(crate) fn run(args: &Args) -> Result<()> {
     prerequisites::check(Purpose::Test)?;
     setup::install_clients()?;
-    let assets = control_plane::assets()?;
+    let assets = peers::assets()?;
     build_ebpf::build_for_benchmarks()?;
     build::build(false)?;
     build::program("peak-bench", "peak-bench", false)?;
