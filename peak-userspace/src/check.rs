@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::{
     cli::{CheckArgs, Output},
+    records::RecordPolicy,
     snapshot::{Snapshot, SnapshotConfig},
     source::manifests::{self, Diagnostic},
     validate::Severity,
@@ -43,7 +44,7 @@ pub fn run(arguments: &CheckArgs) -> Result<ExitCode> {
 }
 
 fn check(arguments: &CheckArgs, out: &mut impl Write, err: &mut impl Write) -> Result<ExitCode> {
-    let inventory = match manifests::read(&arguments.folder) {
+    let inventory = match manifests::read(&arguments.folder, RecordPolicy::default()) {
         Ok(inventory) => inventory,
         Err(error) => {
             writeln!(err, "error: {error}")?;

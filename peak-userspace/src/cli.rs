@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     env,
     ffi::{OsStr, OsString},
+    net::IpAddr,
     path::PathBuf,
 };
 
@@ -52,6 +53,8 @@ Examples:
     Lookup(LookupArgs),
     /// Let the kernel answer, or have it pass every packet up to the fallback
     Kernel(KernelArgs),
+    /// Write what `peak run` would answer as zone files, for other name servers
+    Export(Box<ExportArgs>),
 }
 
 /// The settings of `peak run`, as they were typed. Empty is not given.
@@ -257,6 +260,56 @@ pub struct KernelArgs {
     pub admin: AdminArgs,
 }
 
+/// What `peak export` is told: where to write to, and the settings of `peak run`.
+#[derive(Clone, Debug, Default, Args)]
+#[command(after_help = "\
+Each zone becomes one master file (RFC 1035, section 5) that BIND, Knot, NSD, PowerDNS, Unbound and CoreDNS's `file` read. It says
+at its top what a zone file can't hold of it. Give the same settings as to `peak run`, --config too: those that are not
+about zones change nothing.
+
+Exit status: 0 if everything is written; 1 if manifests are broken, the API server doesn't answer or a file can't be
+written, and nothing half is; 2 if settings make no sense.
+
+Examples:
+  peak export --manifests manifests/ --zone-file > cluster.local.zone
+  peak export --manifests manifests/ --zone-file cluster.local.zone --nameserver 192.0.2.53
+  peak export --kubeconfig ~/.kube/config --reverse 10.244.0.0/16,fd00:10:244::/48 --zone-file zones/
+  peak export --config /etc/peak/peak.toml --zone-file zones/")]
+pub struct ExportArgs {
+    /// The file for the zone, or a folder (that there is, or with a slash at its end) for a file named after each zone; without
+    /// a value, standard output
+    #[arg(
+        long,
+        value_name = "PATH",
+        required = true,
+        num_args = 0..=1,
+        default_missing_value = "-"
+    )]
+    pub zone_file: PathBuf,
+    /// Address of the zones' name server, ns.dns.ZONE; may be given several times
+    /// [default: those of --listen that are no wildcards, else ::1 and 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    pub nameserver: Vec<IpAddr>,
+    /// What is answered, as for `peak run`.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// The settings of `peak run` that are about what zones hold.
+const ABOUT_ZONES: [&str; 11] = [
+    "manifests",
+    "kubeconfig",
+    "context",
+    "namespace",
+    "zone",
+    "listen",
+    "ttl",
+    "reverse",
+    "pods",
+    "serving_terminating",
+    "config",
+];
+
 /// Who reads what a command says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Output {
@@ -295,9 +348,12 @@ impl Cli {
 
     fn from_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let mut cli = Self::from_arg_matches(matches)?;
-        if let (Command::Run(arguments), Some((_, matches))) =
-            (&mut cli.command, matches.subcommand())
-        {
+        let arguments = match &mut cli.command {
+            Command::Run(arguments) => Some(&mut **arguments),
+            Command::Export(arguments) => Some(&mut arguments.run),
+            _ => None,
+        };
+        if let (Some(arguments), Some((_, matches))) = (arguments, matches.subcommand()) {
             let ids = matches.ids().map(|id| id.as_str());
             let is_from_environment =
                 |id: &&str| matches.value_source(id) == Some(ValueSource::EnvVariable);
@@ -314,7 +370,18 @@ impl Cli {
 /// The command line's definition, without the variables of the environment that are set to nothing: they say nothing.
 fn definition() -> clap::Command {
     let is_empty = |variable: &OsStr| env::var_os(variable).is_some_and(|value| value.is_empty());
-    Cli::command().mut_subcommands(|command| {
+    let own: Vec<_> = RunArgs::augment_args(clap::Command::new(""))
+        .get_arguments()
+        .map(|argument| argument.get_id().clone())
+        .filter(|id| !ABOUT_ZONES.contains(&id.as_str()))
+        .collect();
+    let command = Cli::command().mut_subcommand("export", |command| {
+        command.mut_args(|argument| {
+            let hide = own.contains(argument.get_id());
+            argument.hide(hide)
+        })
+    });
+    command.mut_subcommands(|command| {
         command.mut_args(|argument| match argument.get_env() {
             Some(variable) if is_empty(variable) => argument.env(Resettable::Reset),
             _ => argument,
@@ -358,6 +425,37 @@ mod tests {
         assert_eq!(run.interface, ["eth0", "eth1", "eth2"]);
         assert_eq!(run.ttl.as_deref(), Some("7"));
         assert!(run.from_environment.is_empty() && run.zone.is_empty());
+    }
+
+    #[test]
+    fn an_export_takes_the_settings_of_a_run() {
+        let line =
+            "peak export --zone-file --manifests m --interface eth0 --nameserver ::1,10.0.0.1";
+        let Command::Export(export) = read(line).unwrap().command else {
+            panic!("{line} is no export")
+        };
+        assert_eq!(export.zone_file, PathBuf::from("-"));
+        assert_eq!(export.run.manifests, Some("m".into()));
+        assert_eq!(export.nameserver.len(), 2);
+        assert!(export.run.from_environment.is_empty());
+        assert_eq!(
+            read("peak export --manifests m").unwrap_err().exit_code(),
+            2
+        );
+
+        let help = read("peak export --help").unwrap_err().to_string();
+        for id in ABOUT_ZONES {
+            let flag = format!("--{}", id.replace('_', "-"));
+            assert!(help.contains(&flag), "{flag} is not in the help:\n{help}");
+        }
+        assert!(
+            !help.contains("--interface") && !help.contains("--upstream"),
+            "{help}"
+        );
+        assert!(
+            help.contains("peak export --manifests manifests/ --zone-file >"),
+            "{help}"
+        );
     }
 
     #[test]

@@ -143,6 +143,11 @@ pub enum ConfigError {
 impl RunConfig {
     /// Puts together what was typed, what the environment says and what the file says, in this order of precedence.
     pub fn from(arguments: &RunArgs) -> Result<Self, ConfigError> {
+        Self::read(arguments)?.fits_together()
+    }
+
+    /// As [`Self::from`], of which nothing is answered: there need not be a place for that.
+    pub(crate) fn read(arguments: &RunArgs) -> Result<Self, ConfigError> {
         let file = match &arguments.config {
             Some(path) if !path.as_os_str().is_empty() => ConfigFile::read(path)?,
             _ => ConfigFile::default(),
@@ -193,7 +198,7 @@ impl RunConfig {
             &keys.forward_for,
             range,
         )?;
-        let config = Self {
+        Ok(Self {
             source,
             listen: listen.unwrap_or_else(|| {
                 ["[::]:53", "0.0.0.0:53"]
@@ -243,8 +248,7 @@ impl RunConfig {
                     one_in,
                 )?
                 .unwrap_or_default(),
-        };
-        config.fits_together()
+        })
     }
 
     fn fits_together(self) -> Result<Self, ConfigError> {

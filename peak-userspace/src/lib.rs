@@ -7,6 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod dataplane;
 pub mod endpoints;
+pub mod export;
 pub mod fallback;
 pub mod interfaces;
 pub mod metrics;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use peak_userspace::{
     admin, app, check,
     cli::{Cli, Command},
+    export,
 };
 
 fn main() -> ExitCode {
@@ -14,6 +15,7 @@ fn main() -> ExitCode {
         Command::Status(arguments) => admin::status(&arguments),
         Command::Lookup(arguments) => admin::lookup(&arguments),
         Command::Kernel(arguments) => admin::kernel(&arguments),
+        Command::Export(arguments) => export::run(&arguments),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {}", told(&error));

@@ -37,7 +37,7 @@ pub(crate) fn zones_of(range: IpNet) -> Vec<Name> {
 }
 
 /// The name of a range that ends where a label does.
-fn name_of(range: IpNet) -> Name {
+pub(crate) fn name_of(range: IpNet) -> Name {
     let (parts, family): (Vec<String>, _) = match range {
         IpNet::V4(range) => {
             let octets = range.network().octets();
@@ -95,7 +95,7 @@ pub(crate) fn range_of(name: &[u8]) -> Option<IpNet> {
 /// That a service publishes an address.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Publisher {
-    address: IpAddr,
+    pub(crate) address: IpAddr,
     pub(crate) service: Arc<ServiceKey>,
     pub(crate) holder: Holder,
 }

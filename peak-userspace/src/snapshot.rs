@@ -761,6 +761,26 @@ impl Snapshot {
             .chain((0..self.fixed.zones.len()).flat_map(|zone| self.pod_names(zone)))
     }
 
+    /// Every address's name in one of [`Self::reverse_zones`], with the pointers that it holds, in the order of addresses.
+    pub fn reverse_names(&self, zone: &Zone) -> impl Iterator<Item = (Name, Node)> + '_ {
+        let range = reverse::range_of(zone.name.as_wire());
+        let own = self.fixed.reverse.iter().position(|one| one == zone);
+        let publishers = range
+            .into_iter()
+            .flat_map(|range| self.publishers.within(range));
+        let mut last = None;
+        let addresses = publishers
+            .map(|publisher| publisher.address)
+            .filter(move |address| last.replace(*address) != Some(*address));
+        addresses.filter_map(move |address| {
+            let range = IpNet::from(address);
+            let name = reverse::name_of(range);
+            let is_own = self.zone_of(name.as_wire()).is_none()
+                && closest(&self.fixed.reverse, name.as_wire()).map(|(index, _)| index) == own;
+            is_own.then(|| (name, self.pointing(range)))
+        })
+    }
+
     /// How many snapshots came before this one since the agent started.
     pub fn generation(&self) -> u64 {
         self.generation
@@ -780,6 +800,11 @@ impl Snapshot {
     /// The zones, in the order in which they were configured.
     pub fn zones(&self) -> &[Zone] {
         &self.fixed.zones
+    }
+
+    /// The zones of reverse names that are answered with authority, in their names' order.
+    pub fn reverse_zones(&self) -> &[Zone] {
+        &self.fixed.reverse
     }
 
     /// Whether a first complete set of objects has come: from then on a name that is absent does not exist.

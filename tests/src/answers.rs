@@ -135,6 +135,35 @@ impl Wanted<'_> {
 }
 
 impl Said {
+    /// Whether it comes from who is responsible for the name.
+    #[must_use]
+    pub fn is_authoritative(&self) -> bool {
+        self.authoritative
+    }
+
+    /// Whether another server says the same in another way: it may add to an answer who is responsible, and after an alias leave
+    /// out that the end of it has no such type.
+    #[must_use]
+    pub fn agrees(&self, other: &Self) -> bool {
+        let negative = self.records.is_empty();
+        self.rcode == other.rcode
+            && self.authoritative == other.authoritative
+            && self.truncated == other.truncated
+            && (self.soa == other.soa || !negative)
+            && self.records == other.records
+    }
+
+    /// What a reply says, with whatever an authority section may say of who is responsible.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
+    pub fn of_other(mut reply: Message) -> Result<Self> {
+        reply
+            .authorities
+            .retain(|record| matches!(record.data, RData::SOA(_)));
+        Self::of(&reply)
+    }
+
     /// What a reply says.
     ///
     /// # Errors

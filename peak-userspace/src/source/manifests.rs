@@ -165,12 +165,15 @@ pub(crate) struct Inventory {
 }
 
 /// Reads a folder once.
-pub(crate) fn read(root: &Path) -> Result<Inventory, ManifestsError> {
+pub(crate) fn read(root: &Path, policy: RecordPolicy) -> Result<Inventory, ManifestsError> {
     fs::read_dir(root).map_err(|source| ManifestsError::Folder {
         folder: root.to_owned(),
         source,
     })?;
-    let mut folder = Folder::new(root.to_owned());
+    let mut folder = Folder {
+        store: Store::new(policy),
+        ..Folder::new(root.to_owned())
+    };
     let scan = folder.scan(Instant::now());
     let count = |kind| folder.providers.keys().filter(|id| id.kind == kind).count();
     Ok(Inventory {
@@ -1292,7 +1295,7 @@ mod tests {
         );
         symlink("nowhere", folder.path().join("d.yaml")).unwrap();
         symlink(".", folder.path().join("e")).unwrap();
-        let inventory = read(folder.path()).unwrap();
+        let inventory = read(folder.path(), RecordPolicy::default()).unwrap();
         let prefix = format!("{}/", folder.path().display());
         let told: Vec<_> = inventory
             .diagnostics
