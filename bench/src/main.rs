@@ -1,8 +1,11 @@
 //! Benchmarks of Peak. `cargo xtask bench` builds what they need, and runs this.
 
+mod compare;
 mod frame;
 mod kernel;
 mod memory;
+mod number;
+mod page;
 mod progress;
 mod propagation;
 mod report;
@@ -20,20 +23,29 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Benchmark {
+    Compare(compare::Args),
     Kernel(kernel::Args),
     Propagation(propagation::Args),
+    Report(page::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().benchmark {
         Benchmark::Kernel(args) => kernel::run(&args),
         Benchmark::Propagation(args) => propagation::run(&args),
+        Benchmark::Report(args) => page::run(&args),
+        // Its exit status tells of the figures.
+        Benchmark::Compare(args) => {
+            return compare::run(&args).unwrap_or_else(|error| failed(&error, ExitCode::from(2)));
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error, ExitCode::FAILURE),
     }
+}
+
+fn failed(error: &anyhow::Error, status: ExitCode) -> ExitCode {
+    eprintln!("error: {error:#}");
+    status
 }

@@ -242,7 +242,6 @@ impl Report {
     ///
     /// # Errors
     /// The file can't be read, or is no such report.
-    #[allow(dead_code, reason = "for the page and for comparisons")]
     pub(crate) fn read(file: &Path) -> Result<Self> {
         #[derive(Deserialize)]
         struct Format {

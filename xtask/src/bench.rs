@@ -1,6 +1,6 @@
 //! `cargo xtask bench`
 
-use std::ffi::OsString;
+use std::{ffi::OsString, process::Command};
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
@@ -37,6 +37,10 @@ enum Benchmark {
     Setup,
     /// What it costs to know a cluster, and how soon a change of it is answered, beside CoreDNS, in some minutes
     Propagation,
+    /// Draws what was measured: a page that works offline, and docs/performance.md
+    Report,
+    /// What got faster or slower between two runs, and whether their spread lets one say so
+    Compare,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -76,6 +80,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             command
                 .arg(benchmark.get_name())
                 .env(control_plane::ASSETS, assets);
+        }
+        // Files in, files out: any user may, and nothing is worth optimising.
+        Benchmark::Report | Benchmark::Compare => {
+            prerequisites::check(Purpose::Build)?;
+            build_ebpf::build()?;
+            command = Command::new(build::program("peak-bench", "peak-bench", false)?);
+            command.arg(benchmark.get_name());
         }
     }
     process::become_program(command.args(&args.options))
