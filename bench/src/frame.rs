@@ -1,9 +1,9 @@
 //! Frames that the benchmarks send.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
-use etherparse::PacketBuilder;
+use etherparse::{IpHeaders, Ipv4Header, Ipv6Header, PacketBuilder, VlanId, ip_number::UDP};
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query},
     rr::{Name, RecordType},
@@ -13,42 +13,107 @@ use hickory_proto::{
 pub(crate) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 pub(crate) const SERVER: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0xa);
+pub(crate) const SERVER_V4: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 const CLIENT: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 7, 0, 0, 0, 2);
+const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(10, 244, 7, 2);
 /// Where DNS is served (RFC 1035, section 4.2.1).
 pub(crate) const PORT: u16 = 53;
 const CLIENT_PORT: u16 = 49_153;
 const HOP_LIMIT: u8 = 64;
+const VLAN: u16 = 7;
 
-/// Ethernet, IPv6 and UDP before the message; the message's header before the name.
-const NAME: usize = 14 + 40 + 8 + 12;
+const ETHERNET: usize = 14;
+const TAG: usize = 4;
+const UDP_HEADER: usize = 8;
+const DNS_HEADER: usize = 12;
 
-/// A query from the client to the server, and where in it its name begins.
-pub(crate) fn query(name: &str, query_type: RecordType, edns: bool) -> Result<(Vec<u8>, usize)> {
-    let name = Name::from_ascii(name).with_context(|| name.to_owned())?;
-    let mut message = Message::new(0x4d2, MessageType::Query, OpCode::Query);
-    message.metadata.recursion_desired = true;
-    message.add_query(Query::query(name, query_type));
-    if edns {
-        let mut opt = Edns::new();
-        opt.set_max_payload(1232);
-        message.set_edns(opt);
+/// A query from the client to the server.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// The name, absolute.
+    pub(crate) name: &'static str,
+    pub(crate) query_type: RecordType,
+    /// Whether there is an OPT, of [`PAYLOAD_SIZE`].
+    pub(crate) edns: bool,
+    /// Whether it comes over IPv4.
+    pub(crate) v4: bool,
+    /// Whether it carries a VLAN tag.
+    pub(crate) tagged: bool,
+}
+
+/// What the OPT of a query says that the client takes.
+pub(crate) const PAYLOAD_SIZE: u16 = 1232;
+
+/// A frame that carries a query, and where its parts are.
+#[derive(Clone)]
+pub(crate) struct Frame {
+    pub(crate) bytes: Vec<u8>,
+    /// Where the IP header begins.
+    pub(crate) ip: usize,
+    /// Where the UDP header begins.
+    pub(crate) udp: usize,
+}
+
+impl Asked {
+    /// The query as it comes from a wire, checksums and all.
+    pub(crate) fn frame(&self) -> Result<Frame> {
+        let message = self.message()?;
+        let (headers, ip_header) = if self.v4 {
+            let length = (UDP_HEADER + message.len()) as u16;
+            let (source, destination) = (CLIENT_V4.octets(), SERVER_V4.octets());
+            let header = Ipv4Header::new(length, HOP_LIMIT, UDP, source, destination)?;
+            (
+                IpHeaders::Ipv4(header, Default::default()),
+                Ipv4Header::MIN_LEN,
+            )
+        } else {
+            let header = Ipv6Header {
+                source: CLIENT.octets(),
+                destination: SERVER.octets(),
+                hop_limit: HOP_LIMIT,
+                ..Ipv6Header::default()
+            };
+            (IpHeaders::Ipv6(header, Default::default()), Ipv6Header::LEN)
+        };
+        let ethernet = PacketBuilder::ethernet2(CLIENT_MAC, MAC);
+        let (ip, udp) = if self.tagged {
+            let vlan = VlanId::try_new(VLAN)?;
+            (ETHERNET + TAG, ethernet.single_vlan(vlan).ip(headers))
+        } else {
+            (ETHERNET, ethernet.ip(headers))
+        };
+        let mut bytes = Vec::new();
+        udp.udp(CLIENT_PORT, PORT).write(&mut bytes, &message)?;
+        Ok(Frame {
+            bytes,
+            ip,
+            udp: ip + ip_header,
+        })
     }
-    let mut frame = Vec::new();
-    ethernet()
-        .udp(CLIENT_PORT, PORT)
-        .write(&mut frame, &message.to_vec()?)?;
-    Ok((frame, NAME))
+
+    /// The DNS message.
+    pub(crate) fn message(&self) -> Result<Vec<u8>> {
+        let name = Name::from_ascii(self.name).with_context(|| self.name.to_owned())?;
+        let mut message = Message::new(0x4d2, MessageType::Query, OpCode::Query);
+        message.metadata.recursion_desired = true;
+        message.add_query(Query::query(name, self.query_type));
+        if self.edns {
+            let mut opt = Edns::new();
+            opt.set_max_payload(PAYLOAD_SIZE);
+            message.set_edns(opt);
+        }
+        Ok(message.to_vec()?)
+    }
 }
 
-/// What is not DNS: a TCP segment of the size of a query.
-pub(crate) fn segment() -> Result<Vec<u8>> {
-    let mut frame = Vec::new();
-    ethernet()
-        .tcp(CLIENT_PORT, PORT, 1, 1024)
-        .write(&mut frame, &[0; 48])?;
-    Ok(frame)
-}
+impl Frame {
+    /// Where the DNS message begins.
+    pub(crate) const fn message(&self) -> usize {
+        self.udp + UDP_HEADER
+    }
 
-fn ethernet() -> etherparse::PacketBuilderStep<etherparse::IpHeaders> {
-    PacketBuilder::ethernet2(CLIENT_MAC, MAC).ipv6(CLIENT.octets(), SERVER.octets(), HOP_LIMIT)
+    /// Where the question's name begins.
+    pub(crate) const fn name(&self) -> usize {
+        self.message() + DNS_HEADER
+    }
 }

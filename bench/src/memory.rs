@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use fastrand::Rng;
 
-use crate::{kernel::processor_time, report::Samples};
+use crate::{kernel::measure::processor_time, report::Samples};
 
 /// Words of a cache line.
 const LINE: usize = 8;

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs, process::Command};
 
 use anyhow::{Context, Result};
+use peak_common::verdict::PassReason;
 use peak_tests::program;
 use serde_json::Value;
 
@@ -64,7 +65,7 @@ fn run(benchmark: &str, arguments: &[&str]) -> Result<Vec<Value>> {
 
 #[test]
 fn every_case_of_the_kernel_ends_as_it_should_and_is_in_the_report() -> Result<()> {
-    let results = run("kernel", &["--object", OBJECT, "--names", "1"])?;
+    let results = run("kernel", &["--object", OBJECT])?;
     let names: BTreeSet<_> = results
         .iter()
         .filter_map(|result| result["name"].as_str())
@@ -74,20 +75,73 @@ fn every_case_of_the_kernel_ends_as_it_should_and_is_in_the_report() -> Result<(
         "yardstick",
         "restore",
         "aaaa_hit",
+        "aaaa_hit_in_yardsticks",
         "aaaa_hit_grown_by_head",
         "aaaa_hit_opt",
+        "aaaa_hit_ipv4",
+        "aaaa_hit_vlan",
+        "aaaa_hit_name_of_100",
+        "aaaa_hit_name_of_250",
         "aaaa_8_records",
+        "aaaa_16_records",
         "a_hit",
         "nodata",
         "nxdomain",
-        "foreign_name",
-        "not_dns",
+        "pass",
         "hash_map",
         "memory",
+        "stage",
+        "floor",
+        "traffic_empty",
+        "traffic_aaaa_hit",
         "verified_instructions",
+        "instructions",
         "jited_size",
+        "stack_depth",
     ];
     assert_eq!(names, wanted.into());
+    let labelled = |name: &str, label: &str| -> BTreeSet<&str> {
+        let results = results.iter().filter(|result| result["name"] == name);
+        results
+            .filter_map(|result| result["labels"][label].as_str())
+            .collect()
+    };
+    // A page holds what a frame can grow by, at one of its ends.
+    let reasons = PassReason::ALL
+        .iter()
+        .filter(|reason| **reason != PassReason::NoRoom);
+    assert_eq!(
+        labelled("pass", "reason"),
+        reasons.map(|reason| reason.as_str()).collect()
+    );
+    assert_eq!(
+        labelled("stage", "stage"),
+        [
+            "enter", "parse", "name", "lookup", "grow", "answer", "checksum"
+        ]
+        .into()
+    );
+    assert_eq!(
+        labelled("floor", "step"),
+        [
+            "grow",
+            "hash",
+            "lookup_1_line",
+            "lookup_2_lines",
+            "write",
+            "answer"
+        ]
+        .into()
+    );
+    assert!(labelled("stack_depth", "function").contains("peak"));
+
+    let with_limits = results.iter().filter(|result| {
+        let [gate, aim] = ["gate", "aim"].map(|limit| result[limit]["limit"].as_f64());
+        assert!(gate >= aim, "{result}");
+        gate.is_some()
+    });
+    // Those of a hit among many names are not asked in a smoke run; one is about a ratio.
+    assert_eq!(with_limits.count(), 7 + 1);
     Ok(())
 }
 

@@ -36,8 +36,12 @@ pub(crate) fn build() -> Result<PathBuf> {
     build_with(&[], "peak-ebpf")
 }
 
-/// Builds the object with what benchmarks need beside it, and says where it is.
+/// Builds the object with what benchmarks need beside it, and says where it is. Beside that is another which sums nothing.
 pub(crate) fn build_for_benchmarks() -> Result<PathBuf> {
+    build_with(
+        &["--features", "bench-no-checksum"],
+        "peak-ebpf-bench-no-checksum",
+    )?;
     build_with(&["--features", "bench"], "peak-ebpf-bench")
 }
 

@@ -3,6 +3,9 @@
 //! Repeated runs get the frame that the run before has left, which is a reply. So each begins by making it a query again,
 //! and one with another name than before.
 
+mod floor;
+mod stage;
+
 use aya_ebpf::{
     bindings::xdp_action,
     btf_maps::{Array, HashMap},
