@@ -3,12 +3,15 @@
 mod compare;
 mod frame;
 mod kernel;
+mod load;
 mod memory;
 mod number;
 mod page;
 mod progress;
 mod propagation;
 mod report;
+mod rig;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -27,12 +30,14 @@ enum Benchmark {
     Kernel(kernel::Args),
     Propagation(propagation::Args),
     Report(page::Args),
+    Wire(wire::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().benchmark {
         Benchmark::Kernel(args) => kernel::run(&args),
         Benchmark::Propagation(args) => propagation::run(&args),
+        Benchmark::Wire(args) => wire::run(&args),
         Benchmark::Report(args) => page::run(&args),
         // Its exit status tells of the figures.
         Benchmark::Compare(args) => {

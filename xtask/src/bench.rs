@@ -37,6 +37,8 @@ enum Benchmark {
     Setup,
     /// What it costs to know a cluster, and how soon a change of it is answered, beside CoreDNS, in some minutes
     Propagation,
+    /// Answers across a veth pair: how many, how soon, and for how much processor time, in some minutes
+    Wire,
     /// Draws what was measured: a page that works offline, and docs/performance.md
     Report,
     /// What got faster or slower between two runs, and whether their spread lets one say so
@@ -75,6 +77,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Benchmark::Propagation => {
             prerequisites::check(Purpose::Test)?;
             let assets = control_plane::assets()?;
+            build::build(true)?;
+            command = process::privileged(program()?);
+            command
+                .arg(benchmark.get_name())
+                .env(control_plane::ASSETS, assets);
+        }
+        Benchmark::Wire => {
+            prerequisites::check(Purpose::Run)?;
+            let assets = peers::assets()?;
             build::build(true)?;
             command = process::privileged(program()?);
             command

@@ -1,11 +1,6 @@
 //! Many datagrams in one system call.
 
-use std::{
-    io,
-    net::UdpSocket,
-    os::fd::AsRawFd,
-    ptr,
-};
+use std::{io, net::UdpSocket, os::fd::AsRawFd, ptr};
 
 use super::QUERY_SIZE;
 
@@ -133,7 +128,10 @@ impl Received {
     ///
     /// # Errors
     /// The kernel's.
-    pub(super) fn receive(&mut self, socket: &UdpSocket) -> io::Result<impl Iterator<Item = &[u8]>> {
+    pub(super) fn receive<'r>(
+        &'r mut self,
+        socket: &UdpSocket,
+    ) -> io::Result<impl Iterator<Item = &'r [u8]> + use<'r>> {
         let count = self.batch.room.len();
         let headers = self.batch.headers(0, count, |_| REPLY_SIZE);
         // SAFETY: as many headers, whose parts are what the batch owns, and as long as they say; without a time-out.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use peak_tests::{Running, scratch};
+use peak_tests::{Running, asset, scratch};
 
 use super::Queries;
 use crate::rig::Rig;
@@ -32,6 +32,20 @@ pub(crate) struct Said {
     pub(crate) rate: f64,
 }
 
+/// Its version, such as `2.10.0`.
+///
+/// # Errors
+/// It is not installed.
+pub(crate) fn version() -> Result<String> {
+    let output = Command::new(asset("dnsperf")?).arg("-h").output();
+    let output = output.context("cannot start dnsperf")?;
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    let version = text.lines().find_map(|line| line.split_once("ersion "));
+    let (_, version) = version.context("dnsperf -h tells no version")?;
+    Ok(version.trim().to_owned())
+}
+
 /// Asks as fast as it goes, or `rate` times a second, for so many whole seconds.
 ///
 /// # Errors
@@ -43,11 +57,10 @@ pub(crate) fn ask(
     rate: Option<f64>,
     duration: Duration,
 ) -> Result<Said> {
-    rig.pin()?;
     let folder = scratch()?;
     let [asked, said] = ["queries", "said"].map(|name| folder.path().join(name));
     fs::write(&asked, queries.lines()?)?;
-    let mut command = Command::new("dnsperf");
+    let mut command = Command::new(asset("dnsperf")?);
     command
         .args(["-s", &server.ip().to_string()])
         .args(["-p", &server.port().to_string()])
@@ -61,7 +74,7 @@ pub(crate) fn ask(
     }
     let mut running = rig
         .as_client(|| Running::start(&mut command))?
-        .context("`cargo xtask bench setup` installs dnsperf")?;
+        .context("cannot start dnsperf")?;
     let status = running.wait(duration + PATIENCE)?;
     let text = fs::read_to_string(&said)?;
     ensure!(

@@ -19,8 +19,6 @@ const TRIES: usize = 2;
 pub(crate) struct Knee {
     /// The highest rate offered, queries a second, at which hardly a reply was missing.
     pub(crate) offered: f64,
-    /// What came of it.
-    pub(crate) outcome: Outcome,
     /// At the next rate it was the sender who could not keep up.
     pub(crate) sender_bound: bool,
 }
@@ -35,7 +33,7 @@ pub(crate) fn search(
     mut offer: impl FnMut(f64) -> Result<Outcome>,
 ) -> Result<Knee> {
     let begin = Instant::now();
-    let mut good: Option<(f64, Outcome)> = None;
+    let mut good: Option<f64> = None;
     let mut bad: Option<(f64, bool)> = None;
     let mut rate = first;
     loop {
@@ -49,28 +47,26 @@ pub(crate) fn search(
             outcome.right()?;
         }
         if well(&outcome) {
-            good = Some((rate, outcome));
+            good = Some(rate);
         } else {
             bad = Some((rate, !outcome.kept_up()));
         }
-        let best = good.as_ref().map(|(rate, _)| *rate);
-        rate = match (best, bad) {
+        rate = match (good, bad) {
             (Some(good), None) => good * STEP,
             (Some(good), Some((bad, _))) => (good * bad).sqrt(),
             (None, _) => rate / STEP,
         };
-        let near = best
+        let near = good
             .zip(bad)
             .is_some_and(|(good, (bad, _))| bad / good < NEAR);
-        if near || (begin.elapsed() > limit && best.is_some()) || rate < first / 1000.0 {
+        if near || (begin.elapsed() > limit && good.is_some()) || rate < first / 1000.0 {
             break;
         }
     }
-    let (offered, outcome) =
+    let offered =
         good.with_context(|| format!("not even {rate:.0} queries a second are answered"))?;
     Ok(Knee {
         offered,
-        outcome,
         sender_bound: bad.is_some_and(|(_, sender_bound)| sender_bound),
     })
 }

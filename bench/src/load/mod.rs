@@ -3,6 +3,7 @@
 //! A load is open: a query is sent when it is due, whatever became of those before it, and its latency is from when it was due.
 //! A server that pauses is so charged with all that would have been asked meanwhile (no coordinated omission).
 
+pub(crate) mod answer;
 mod batch;
 pub(crate) mod dnsperf;
 pub(crate) mod knee;
@@ -67,7 +68,9 @@ impl Queries {
     }
 
     fn begin(&self, number: usize) -> usize {
-        number.checked_sub(1).map_or(0, |before| self.ends[before].0)
+        number
+            .checked_sub(1)
+            .map_or(0, |before| self.ends[before].0)
     }
 
     /// As `dnsperf` reads them: a line with name and type each.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::net::sockopt;
 
 use super::{
-    Check, HEADER, Outcome, Queries, QUERY_SIZE,
+    Check, HEADER, Outcome, QUERY_SIZE, Queries,
     batch::{Received, Sending},
 };
 use crate::rig::Rig;
@@ -57,7 +57,6 @@ pub(crate) fn ask(
     load: Load,
     check: &Check<'_>,
 ) -> Result<Outcome> {
-    rig.pin()?;
     rig.as_client(|| Asking::new(server, queries, load, check)?.run())?
         .with_context(|| format!("cannot ask {server}"))
 }
@@ -154,7 +153,14 @@ impl<'a> Asking<'a> {
             let time = now();
             for reply in replies {
                 last_reply = time;
-                judge(source, reply, time, self.queries, self.check, &mut self.outcome);
+                judge(
+                    source,
+                    reply,
+                    time,
+                    self.queries,
+                    self.check,
+                    &mut self.outcome,
+                );
             }
             from = (from + 1) % sources;
         }
@@ -272,11 +278,15 @@ fn judge(
             check(query, &asked[..message.len()], reply)?;
         }
         outcome.answered += 1;
-        outcome.latency.saturating_record(time.saturating_sub(slot.due).max(1));
+        outcome
+            .latency
+            .saturating_record(time.saturating_sub(slot.due).max(1));
         anyhow::Ok(())
     })();
     if let Err(error) = judged {
         outcome.wrong += 1;
-        outcome.complaint.get_or_insert_with(|| format!("{error:#}"));
+        outcome
+            .complaint
+            .get_or_insert_with(|| format!("{error:#}"));
     }
 }

@@ -1,11 +1,79 @@
 //! What a server has cost so far, and what has passed it.
 
-use std::{collections::BTreeSet, fs, ops::Sub, path::{Path, PathBuf}, time::Duration};
+use std::{
+    fs,
+    ops::Sub,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Pid;
 
 use super::{End, SERVER_CPU};
+
+/// What a server has spent, and what has passed it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spent {
+    /// Processor time.
+    pub(crate) account: Account,
+    /// Frames through the node's end.
+    pub(crate) frames: Frames,
+    /// How often a processor was to receive packets in a softirq, anybody's. As threads poll, next to never; what is done there
+    /// is on nobody's account.
+    pub(crate) softirqs: u64,
+}
+
+impl Spent {
+    pub(super) fn so_far(node: &End) -> Result<Self> {
+        Ok(Self {
+            account: Account::of(node)?,
+            frames: Frames::of(node)?,
+            softirqs: receive_softirqs(&fs::read_to_string("/proc/softirqs")?)
+                .context("no NET_RX in /proc/softirqs")?,
+        })
+    }
+
+    /// # Errors
+    /// A part of the server's work is on nobody's account.
+    pub(crate) fn is_all(&self) -> Result<()> {
+        ensure!(
+            self.softirqs <= self.frames.received / SOFTIRQS_ONE_IN + SOFTIRQS_OF_OTHERS,
+            "{} packets arrived, and {} softirqs received packets: these are on nobody's account",
+            self.frames.received,
+            self.softirqs
+        );
+        Ok(())
+    }
+}
+
+/// What was spent since.
+impl Sub for Spent {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            account: self.account - before.account,
+            frames: self.frames - before.frames,
+            softirqs: self.softirqs - before.softirqs,
+        }
+    }
+}
+
+/// On how many packets of a server one softirq may come, and how many others on the machine may cause.
+const SOFTIRQS_ONE_IN: u64 = 50;
+const SOFTIRQS_OF_OTHERS: u64 = 2000;
+
+/// How often packets were to be received in softirqs so far, on all processors.
+fn receive_softirqs(table: &str) -> Option<u64> {
+    let counts = table
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("NET_RX:"))?;
+    counts
+        .split_whitespace()
+        .map(|count| count.parse::<u64>().ok())
+        .sum()
+}
 
 /// Processor time of who works for the server, by `schedstat`: nanoseconds, where `stat` has ticks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,14 +165,17 @@ impl Sub for Frames {
 }
 
 /// The processes in the node's namespace.
-fn processes_of(node: &End) -> Result<BTreeSet<Pid>> {
+fn processes_of(node: &End) -> Result<Vec<Pid>> {
     let namespace = node
         .namespace
         .run(|| fs::read_link("/proc/thread-self/ns/net"))?;
-    let mut found = BTreeSet::new();
+    let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
-        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
         // One that ends meanwhile has no namespace any more.
         if fs::read_link(entry.path().join("ns/net")).is_ok_and(|of| of == namespace) {
             found.extend(pid.and_then(Pid::from_raw));
@@ -163,6 +234,13 @@ mod tests {
             Some(Duration::from_nanos(36671))
         );
         assert_eq!(on_processor(""), None);
+    }
+
+    #[test]
+    fn softirqs_are_summed_over_processors() {
+        let table = "      CPU0   CPU1\n NET_TX:    1    2\n NET_RX:   40    2\n";
+        assert_eq!(receive_softirqs(table), Some(42));
+        assert_eq!(receive_softirqs(""), None);
     }
 
     #[test]

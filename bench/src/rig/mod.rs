@@ -33,7 +33,7 @@ use rustix::{
     thread::{CpuSet, sched_setaffinity},
 };
 
-pub(crate) use self::account::{Account, Frames};
+pub(crate) use self::account::Spent;
 
 /// The processor of the client's end and of who asks.
 pub(crate) const CLIENT_CPU: usize = 0;
@@ -49,8 +49,6 @@ pub(crate) struct End {
     pub(crate) namespace: Namespace,
     /// The interface's name: no other on this machine has it, because kernel threads are found by it.
     pub(crate) interface: String,
-    /// Its index in its namespace.
-    pub(crate) index: u32,
     /// Its MAC address.
     pub(crate) mac: [u8; 6],
     /// Its addresses.
@@ -66,7 +64,7 @@ pub(crate) struct Rig {
     pub(crate) client: End,
     /// Where the server is, alone: each process in this namespace is on its account.
     pub(crate) node: End,
-    pass: Option<PassProgram>,
+    _pass: PassProgram,
 }
 
 impl Rig {
@@ -98,16 +96,15 @@ impl Rig {
         let node = End::new(node, node_name, 1, SERVER_CPU)?;
         client.knows(&node)?;
         node.knows(&client)?;
-        let mut rig = Self {
-            client,
-            node,
-            pass: None,
-        };
-        rig.pass_at_client()?;
-        for end in [&rig.client, &rig.node] {
+        let pass = pass(&client.namespace, &client.interface)?;
+        for end in [&client, &node] {
             end.poll_by_thread()?;
         }
-        Ok(rig)
+        Ok(Self {
+            client,
+            node,
+            _pass: pass,
+        })
     }
 
     /// Runs `task` on a thread of the server's processor. Processes and threads that it starts stay there.
@@ -127,40 +124,16 @@ impl Rig {
         on_processor(CLIENT_CPU, || self.client.namespace.run(task))
     }
 
-    /// Makes sure that the threads which poll are on their processors: attaching a program may have made them anew.
+    /// What the server spends on a task of the client's, and what passes it meanwhile.
     ///
     /// # Errors
-    /// An end has no such thread.
-    pub(crate) fn pin(&self) -> Result<()> {
+    /// The task's own; an end has no thread that polls it; the interface has gone.
+    pub(crate) fn measure<T>(&self, task: impl FnOnce() -> Result<T>) -> Result<(T, Spent)> {
         self.client.pin()?;
-        self.node.pin()
-    }
-
-    /// The processor time that the server has had so far.
-    ///
-    /// # Errors
-    /// There is no thread that polls the node's end.
-    pub(crate) fn account(&self) -> Result<Account> {
-        Account::of(&self.node)
-    }
-
-    /// Frames that have passed the node's end so far.
-    ///
-    /// # Errors
-    /// The interface has gone.
-    pub(crate) fn frames(&self) -> Result<Frames> {
-        Frames::of(&self.node)
-    }
-
-    /// Attaches the program that passes everything to the client's end.
-    pub(crate) fn pass_at_client(&mut self) -> Result<()> {
-        self.pass = Some(pass(&self.client.namespace, &self.client.interface)?);
-        Ok(())
-    }
-
-    /// Takes it off again, so that another one can take its place.
-    pub(crate) fn free_client(&mut self) {
-        self.pass = None;
+        self.node.pin()?;
+        let before = Spent::so_far(&self.node)?;
+        let outcome = task()?;
+        Ok((outcome, Spent::so_far(&self.node)? - before))
     }
 }
 
@@ -174,15 +147,10 @@ impl End {
         namespace
             .run(|| device::set_offloads(&interface))
             .with_context(|| format!("cannot set the offloads of {interface}"))?;
-        let index = namespace.link(&interface)?["ifindex"]
-            .as_u64()
-            .and_then(|index| u32::try_from(index).ok())
-            .context("an interface has an index")?;
         let mac = namespace.mac(&interface)?;
         Ok(Self {
             namespace,
             interface,
-            index,
             mac,
             v6,
             v4,
@@ -220,6 +188,7 @@ impl End {
         self.pin()
     }
 
+    /// Makes sure that the thread which polls is on its processor: attaching a program may have made it anew.
     fn pin(&self) -> Result<()> {
         let thread = self.thread()?;
         pin(thread, self.processor)
