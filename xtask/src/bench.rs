@@ -85,12 +85,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         Benchmark::Wire => {
             prerequisites::check(Purpose::Run)?;
-            let assets = peers::assets()?;
+            let asker = peers::installed()?;
             build::build(true)?;
             command = process::privileged(program()?);
             command
                 .arg(benchmark.get_name())
-                .env(control_plane::ASSETS, assets);
+                .env(control_plane::ASSETS, asker);
         }
         // Files in, files out: any user may, and nothing is worth optimising.
         Benchmark::Report | Benchmark::Compare => {

@@ -269,7 +269,7 @@ fn judge(
             "not a reply to its question: {reply:02x?}, not {question:02x?}"
         );
         outcome.rcodes[usize::from(reply[3] & 0xf)] += 1;
-        if outcome.answered % CHECKED_ONE_IN == 0 {
+        if outcome.answered.is_multiple_of(CHECKED_ONE_IN) {
             let message = queries.message(query);
             let mut asked = [0; QUERY_SIZE];
             asked[..message.len()].copy_from_slice(message);
