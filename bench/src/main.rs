@@ -11,6 +11,7 @@ mod progress;
 mod propagation;
 mod report;
 mod rig;
+mod scale;
 mod wire;
 
 use std::process::ExitCode;
@@ -30,6 +31,7 @@ enum Benchmark {
     Kernel(kernel::Args),
     Propagation(propagation::Args),
     Report(page::Args),
+    Scale(scale::Args),
     Wire(wire::Args),
 }
 
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Benchmark::Propagation(args) => propagation::run(&args),
         Benchmark::Wire(args) => wire::run(&args),
         Benchmark::Report(args) => page::run(&args),
+        Benchmark::Scale(args) => scale::run(&args),
         // Its exit status tells of the figures.
         Benchmark::Compare(args) => {
             return compare::run(&args).unwrap_or_else(|error| failed(&error, ExitCode::from(2)));

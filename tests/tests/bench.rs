@@ -146,6 +146,46 @@ fn every_case_of_the_kernel_ends_as_it_should_and_is_in_the_report() -> Result<(
 }
 
 #[test]
+fn a_table_is_measured_at_each_size() -> Result<()> {
+    let results = run("scale", &["--object", OBJECT])?;
+    for names in [200, 2_000] {
+        let found = |name: &str| -> Vec<&Value> {
+            let found = results
+                .iter()
+                .filter(|result| result["name"] == name && result["labels"]["names"] == names);
+            found.collect()
+        };
+        for name in [
+            "hot_hit",
+            "hot_growth",
+            "hit",
+            "load",
+            "load_snapshot",
+            "load_table",
+            "change",
+            "change_snapshot",
+            "change_table",
+            "memory",
+            "memory_per_name",
+        ] {
+            assert_eq!(found(name).len(), 1, "{name} of {names} names");
+        }
+        let misses: BTreeSet<_> = found("miss")
+            .iter()
+            .filter_map(|result| result["labels"]["answer"].as_str())
+            .collect();
+        assert_eq!(misses, ["nxdomain", "pass"].into());
+        for name in ["hot_growth", "memory", "memory_per_name"] {
+            assert!(found(name)[0]["gate"]["limit"].is_number(), "{name}");
+        }
+        assert!(found("change")[0]["min"].as_f64() > Some(0.0));
+        // An index and a heap of a megabyte each, at the least.
+        assert!(found("memory")[0]["min"].as_f64() > Some(2e6));
+    }
+    Ok(())
+}
+
+#[test]
 fn both_servers_know_a_cluster_and_answer_its_changes() -> Result<()> {
     let results = run("propagation", &["--services", "20", "--endpoints", "150"])?;
     let of_servers: BTreeSet<_> = results

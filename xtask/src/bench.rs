@@ -30,7 +30,8 @@ pub(crate) struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Benchmark {
-    /// The XDP program case by case, beside an empty program, a yardstick, and the kernel's own hash map, in some minutes
+    /// The XDP program case by case and stage by stage, beside an empty program, a yardstick, and the kernel's own hash map, in
+    /// some minutes
     Kernel,
     /// Fetches what the others need, the servers that Peak is compared with among it, for before you go offline. Nothing of it is
     /// installed on this machine, and no service of theirs starts
@@ -39,6 +40,8 @@ enum Benchmark {
     Propagation,
     /// Answers across a veth pair: how many, how soon, and for how much processor time, in some minutes
     Wire,
+    /// What a thousand to a million names cost: hits and misses, kernel memory, loading, changes; in some minutes
+    Scale,
     /// Draws what was measured: a page that works offline, and docs/performance.md
     Report,
     /// What got faster or slower between two runs, and whether their spread lets one say so
@@ -50,7 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let benchmark = benchmark.expect("none is hidden");
     let mut command;
     match args.benchmark {
-        Benchmark::Kernel => {
+        Benchmark::Kernel | Benchmark::Scale => {
             prerequisites::check(Purpose::Run)?;
             let object = build_ebpf::build_for_benchmarks()?;
             build_ebpf::build()?;

@@ -228,16 +228,19 @@ const fn pass(reason: PassReason, altered: fn(&mut Frame)) -> Case {
     }
 }
 
+/// A name outside the zones.
+pub(crate) const FOREIGN_NAME: Case = Case {
+    sizes: &SIZES,
+    services: Services::V6,
+    asked: of(FOREIGN),
+    limits: &[hot(45.0, 30.0)],
+    ..pass(PassReason::ForeignName, |_| ())
+};
+
 /// A packet that is passed on for each reason. `no_room` is not among them: a page is what BPF_PROG_TEST_RUN gives each frame, of
 /// which neither end is ever full before the other has room.
 pub(crate) const PASSES: &[Case] = &[
-    Case {
-        sizes: &SIZES,
-        services: Services::V6,
-        asked: of(FOREIGN),
-        limits: &[hot(45.0, 30.0)],
-        ..pass(PassReason::ForeignName, |_| ())
-    },
+    FOREIGN_NAME,
     Case {
         services: Services::V6,
         limits: &[hot(12.0, 8.0)],

@@ -132,7 +132,12 @@ impl Measured {
         Samples(pairs.map(|(whole, restore)| whole - restore).collect())
     }
 
-    /// The same in yardsticks, round by round.
+    /// The least that it costs, in nanoseconds.
+    pub(crate) fn least(&self) -> f64 {
+        self.whole.quantile(0.0) - self.restore.quantile(0.0)
+    }
+
+    /// What it costs in yardsticks, round by round.
     pub(crate) fn by_yardstick(&self) -> Samples {
         let unit = self.yardstick.0.iter().zip(&self.empty.0);
         let unit = unit.map(|(yardstick, empty)| yardstick - empty);

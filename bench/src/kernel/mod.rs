@@ -69,17 +69,17 @@ fn size(text: &str) -> Result<u32, String> {
 }
 
 impl Effort {
-    const QUICK: Self = Self {
+    pub(crate) const QUICK: Self = Self {
         rounds: 3,
         runs: 1_000,
     };
-    const WHOLE: Self = Self {
+    pub(crate) const WHOLE: Self = Self {
         rounds: 150,
         runs: 20_000,
     };
 
     /// What each round of a larger table begins with, warming, takes longer.
-    fn of(self, names: u32) -> Self {
+    pub(crate) fn of(self, names: u32) -> Self {
         let divisor = match names {
             0..2 => 1,
             2..0x8000 => 2,

@@ -7,7 +7,7 @@ use std::{
 
 use peak_userspace::{
     name::Name,
-    snapshot::{ServiceKey, ServiceRecords, Snapshot, SnapshotConfig},
+    snapshot::{Batch, ServiceKey, ServiceRecords, Snapshot, SnapshotConfig},
 };
 
 use super::cases::{DIGITS, STORED};
@@ -53,16 +53,25 @@ impl Services {
         }
     }
 
-    /// A snapshot with so many services of this kind.
-    pub(crate) fn snapshot(self, size: u32) -> Snapshot {
-        let labels: Vec<_> = self.pattern().trim_end_matches('.').split('.').collect();
-        let (service, namespace, zone) = (labels[0], labels[1], labels[3..].join("."));
-        let numbered = |number: u32| format!("web{number:08}{}", &service[DIGITS - 1 + 8..]);
+    /// The labels of the pattern: service, namespace, and zone.
+    fn labels(self) -> (&'static str, &'static str, &'static str) {
+        let pattern = self.pattern().trim_end_matches('.');
+        let (service, rest) = pattern.split_once('.').expect("a service");
+        let (namespace, zone) = rest.split_once(".svc.").expect("a namespace");
+        (service, namespace, zone)
+    }
+
+    /// What the service of this number is called.
+    pub(crate) fn key(self, number: u32) -> ServiceKey {
+        let (service, namespace, _) = self.labels();
+        let (before, after) = (&service[..DIGITS - 1], &service[DIGITS - 1 + 8..]);
+        ServiceKey::new(namespace, format!("{before}{number:08}{after}"))
+    }
+
+    /// So many services of this kind.
+    pub(crate) fn batch(self, size: u32) -> Batch {
         let mut services: Vec<_> = (0..size)
-            .map(|i| {
-                let key = ServiceKey::new(namespace, numbered(i));
-                (key, Some(self.records(i)))
-            })
+            .map(|i| (self.key(i), Some(self.records(i))))
             .collect();
         if self == Self::Special {
             for i in 0..size {
@@ -70,19 +79,31 @@ impl Services {
                     alias: Some(Name::parse("example.com").expect("a name")),
                     ..ServiceRecords::default()
                 };
+                let (_, namespace, _) = self.labels();
                 let key = |kind| ServiceKey::new(namespace, format!("{kind}{i:08}"));
                 services.push((key("ext"), Some(alias)));
                 services.push((key("big"), Some(Self::Several(MANY).records(i))));
             }
         }
+        services.into()
+    }
+
+    /// The first snapshot, with these services.
+    pub(crate) fn snapshot_of(self, batch: Batch) -> Snapshot {
+        let (_, _, zone) = self.labels();
         let (snapshot, _) = Snapshot::empty(SnapshotConfig {
-            zones: [Name::parse(&zone).expect("a zone")].into(),
+            zones: [Name::parse(zone).expect("a zone")].into(),
             ttl: 5,
             nameservers: [IpAddr::from(frame::SERVER)].into(),
             ..SnapshotConfig::default()
         })
-        .with(services, SystemTime::now());
+        .with(batch, SystemTime::now());
         snapshot
+    }
+
+    /// A snapshot with so many services of this kind.
+    pub(crate) fn snapshot(self, size: u32) -> Snapshot {
+        self.snapshot_of(self.batch(size))
     }
 }
 

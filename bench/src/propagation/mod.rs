@@ -7,6 +7,7 @@
 mod change;
 mod cluster;
 mod process;
+pub(crate) use self::process::kernel_memory;
 mod server;
 
 use std::{thread, time::Duration};

@@ -76,7 +76,7 @@ pub(super) fn processor_time(process: u32) -> Result<Duration> {
 ///
 /// # Errors
 /// The process has ended, or we lack CAP_SYS_ADMIN.
-pub(super) fn kernel_memory(process: u32) -> Result<u64> {
+pub(crate) fn kernel_memory(process: u32) -> Result<u64> {
     let mut maps = BTreeMap::new();
     let folder = Path::new("/proc").join(process.to_string()).join("fdinfo");
     for entry in fs::read_dir(&folder).with_context(|| format!("no {}", folder.display()))? {
