@@ -252,7 +252,9 @@ fn verdict(
 
 /// What a change is called depends on what changed.
 fn said(verdict: Verdict, ratio: f64, unit: &str) -> &'static str {
-    let is_speed = matches!(unit, "ns" | "µs" | "us" | "ms" | "s") || unit.ends_with("/s");
+    let is_speed = matches!(unit, "ns" | "µs" | "us" | "ms" | "s")
+        || unit.ends_with("/s")
+        || unit.ends_with("-s");
     match verdict {
         Verdict::Better if is_speed => "faster",
         Verdict::Worse if is_speed => "slower",

@@ -13,7 +13,7 @@ use crate::{
 ///
 /// The pinned nightly compiler with `rust-src` (through rustup); bpf-linker, cargo-deny, a Kubernetes control plane and
 /// CoreDNS (built once into ${XDG_CACHE_HOME:-~/.cache}/peak); the other DNS servers that Peak is compared with (Debian packages,
-/// unpacked there, not installed); and the programs that tests ask questions with (`dig`, `kdig`: Debian packages).
+/// unpacked there, not installed); and the programs that tests drive (`dig`, `kdig`, Chromium: Debian packages).
 /// The other verbs fetch what they need by themselves; this one is for before you go offline.
 #[derive(clap::Args)]
 pub(crate) struct Args {}
@@ -29,8 +29,14 @@ pub(crate) fn run(_: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The DNS clients that tests use, and the Debian packages that hold them.
-const CLIENTS: [(&str, &str); 2] = [("dig", "bind9-dnsutils"), ("kdig", "knot-dnsutils")];
+/// The DNS clients that tests ask with, the browser that they look at the benchmarks' report with, and the Debian packages that
+/// hold them.
+const CLIENTS: [(&str, &str); 4] = [
+    ("dig", "bind9-dnsutils"),
+    ("kdig", "knot-dnsutils"),
+    ("chromium", "chromium"),
+    ("chromedriver", "chromium-driver"),
+];
 
 /// Makes sure of [`CLIENTS`].
 ///
@@ -51,7 +57,7 @@ pub(crate) fn install_clients() -> Result<()> {
         .join(" and ");
     if process::find("apt-get").is_none() {
         bail!(
-            "tests ask questions with {programs}: install them with your distribution's packages (BIND's and Knot's tools)"
+            "tests need {programs}: install them with your distribution's packages (BIND's and Knot's tools, Chromium and its driver)"
         );
     }
     let packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();

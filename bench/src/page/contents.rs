@@ -64,6 +64,8 @@ pub(super) struct Drawn {
     pub(super) group: String,
     /// What Peak's figure is beside the others'.
     pub(super) outcome: String,
+    /// What is to be known of some of its figures.
+    pub(super) notes: Vec<String>,
     pub(super) plot: Plot,
 }
 
@@ -72,13 +74,15 @@ struct Shown {
     id: &'static str,
     title: &'static str,
     said: &'static str,
-    /// Names of figures.
-    names: &'static [&'static str],
+    names: Names,
     kind: Kind,
     /// A plot for each value of this label.
     each: Option<&'static str>,
     /// Only figures for which this label is that, if they have it.
     only: Option<(&'static str, &'static str)>,
+    /// Labels that nobody has to be told.
+    without: &'static [&'static str],
+    /// Takes a row of its own where two panels would find room.
     wide: bool,
 }
 
@@ -86,13 +90,31 @@ const SHOWN: Shown = Shown {
     id: "",
     title: "",
     said: "",
-    names: &[],
+    names: Names::Of(&[]),
     kind: Kind::Bars,
     each: None,
     only: None,
+    without: &[],
     wide: false,
 };
 
+/// Which figures are shown, by their names.
+enum Names {
+    Of(&'static [&'static str]),
+    /// All times of packets, but for these.
+    TimesBut(&'static [&'static str]),
+}
+
+impl Names {
+    fn has(&self, figure: &Figure) -> bool {
+        match self {
+            Self::Of(names) => names.contains(&&*figure.name),
+            Self::TimesBut(names) => figure.unit == "ns" && !names.contains(&&*figure.name),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
 enum Kind {
     Bars,
     /// From the median to the 99th percentile, over a logarithm.
@@ -112,6 +134,14 @@ enum Kind {
     },
 }
 
+const OVER_NAMES: Kind = Kind::Over {
+    x: "names",
+    x_label: "names",
+    y_label: "a packet",
+    y_log: false,
+    percentiles: false,
+};
+
 struct Chapter {
     benchmark: &'static str,
     title: &'static str,
@@ -130,35 +160,46 @@ const CHAPTERS: &[Chapter] = &[
             Shown {
                 id: "cpu",
                 title: "Answers for a second of processor time",
-                said: "What a core is worth: longer is better.",
-                names: &["answers_per_cpu_second"],
+                said: "What a processor's second is worth: longer is better.",
+                names: Names::Of(&["answers_per_cpu_second"]),
                 each: Some("mix"),
                 ..SHOWN
             },
             Shown {
                 id: "rate",
                 title: "Answers a second",
-                said: "The most that was answered before loss, on one core: longer is better. Where the sender is the limit, a server \
-                       has more to give than this.",
-                names: &["answers_per_second"],
+                said: "The most that was answered before loss, by one processor: longer is better. Where it says that the sender \
+                       could not ask faster, the server has more to give.",
+                names: Names::Of(&["answers_per_second"]),
                 each: Some("mix"),
                 ..SHOWN
             },
             Shown {
                 id: "latency",
-                title: "Latency",
+                title: "Latency when all are asked the same",
                 said: "From when a query was due to its answer, median and 99 of 100, over a logarithm: further left is better.",
-                names: &["latency"],
+                names: Names::Of(&["latency"]),
                 kind: Kind::Ranges,
                 each: Some("mix"),
+                only: Some(("load", "moderate")),
+                ..SHOWN
+            },
+            Shown {
+                id: "latency-half",
+                title: "Latency at half of what each one answers",
+                said: "From when a query was due to its answer, median and 99 of 100, over a logarithm: further left is better. \
+                       Who answers more is asked more here.",
+                names: Names::Of(&["latency"]),
+                kind: Kind::Ranges,
+                each: Some("mix"),
+                only: Some(("load", "half")),
                 ..SHOWN
             },
             Shown {
                 id: "resident",
                 title: "Resident memory",
                 said: "Of all of a server's processes, with the zone loaded: shorter is better.",
-                names: &["resident"],
-                each: Some("mix"),
+                names: Names::Of(&["resident"]),
                 ..SHOWN
             },
         ],
@@ -171,11 +212,10 @@ const CHAPTERS: &[Chapter] = &[
         shown: &[
             Shown {
                 id: "load",
-                wide: true,
                 title: "Latency over offered load",
                 said: "Each query has a time at which it is due, whether or not the one before is answered; latency counts from \
-                       then. Where a line turns up is the knee.",
-                names: &["latency"],
+                       then. Where a line turns up is the knee. Both axes are logarithms.",
+                names: Names::Of(&["latency_curve"]),
                 kind: Kind::Over {
                     x: "offered",
                     x_label: "offered, queries a second",
@@ -183,29 +223,31 @@ const CHAPTERS: &[Chapter] = &[
                     y_log: true,
                     percentiles: true,
                 },
+                each: Some("server"),
                 ..SHOWN
             },
             Shown {
-                id: "wire-latency",
-                title: "Latency at parts of the knee",
-                said: "Median and 99 of 100, over a logarithm: further left is better.",
-                names: &["latency"],
+                id: "latency",
+                title: "Latency by load",
+                said: "One query at a time, idle, and at parts of the knee; median and 99 of 100, over a logarithm: further left is better.",
+                names: Names::Of(&["round_trip", "latency"]),
                 kind: Kind::Ranges,
-                each: Some("load"),
+                each: Some("server"),
                 ..SHOWN
             },
             Shown {
-                id: "wire-rate",
+                id: "rate",
                 title: "Answers a second",
-                said: "On one core, by who sends: longer is better.",
-                names: &["answers_per_second"],
+                said: "By one processor, by who asks: longer is better.",
+                names: Names::Of(&["answers_per_second"]),
+                without: &["load"],
                 ..SHOWN
             },
             Shown {
-                id: "wire-cpu",
+                id: "cpu",
                 title: "Processor time for an answer",
                 said: "From the scheduler's own account of the responder's threads: shorter is better.",
-                names: &["cpu_per_answer"],
+                names: Names::Of(&["cpu_per_answer"]),
                 ..SHOWN
             },
         ],
@@ -215,14 +257,37 @@ const CHAPTERS: &[Chapter] = &[
         title: "The XDP program alone",
         method: "Run by BPF_PROG_TEST_RUN, with no driver and no sockets. A sample is the mean of a batch, so that percentiles are of \
                  batches and not of packets; times are above the empty program's and without what it costs to make the frame a query \
-                 again, by medians of paired differences. Names are drawn at random in the program, so that none is learnt by heart.",
+                 again, by medians of paired differences. Names are drawn at random in the program, so that none is learnt by heart. \
+                 Gates and aims are about the least times, scaled by what the yardstick costs: a program that looks 64 bytes of the packet \
+                 up in the kernel's own hash map.",
         shown: &[
             Shown {
                 id: "cases",
                 title: "What a packet costs",
                 said: "One name, everything in the cache: shorter is better.",
-                names: &[],
+                names: Names::TimesBut(&[
+                    "empty",
+                    "restore",
+                    "memory",
+                    "stage",
+                    "floor",
+                    "pass",
+                    "traffic_empty",
+                    "traffic_aaaa_hit",
+                ]),
                 only: Some(("names", "1")),
+                wide: true,
+                ..SHOWN
+            },
+            Shown {
+                id: "stages",
+                title: "Where the nanoseconds go",
+                said: "A hit, cut after each of its stages: what each adds to those before. Less than nothing is less than can be told.",
+                names: Names::Of(&["stage"]),
+                kind: Kind::Stacks {
+                    rows: "names",
+                    parts: "stage",
+                },
                 wide: true,
                 ..SHOWN
             },
@@ -231,31 +296,39 @@ const CHAPTERS: &[Chapter] = &[
                 title: "What a packet costs as names become more",
                 said: "Names are drawn at random from all that there are. Beyond what the processor's caches hold, memory is waited \
                        for: the line of memory is one load that misses as often.",
-                names: &[
+                names: Names::Of(&[
                     "aaaa_hit",
                     "nxdomain",
                     "aaaa_8_records",
                     "hash_map",
                     "memory",
-                ],
-                kind: Kind::Over {
-                    x: "names",
-                    x_label: "names",
-                    y_label: "a packet",
-                    y_log: false,
-                    percentiles: false,
-                },
+                ]),
+                kind: OVER_NAMES,
+                wide: true,
                 ..SHOWN
             },
             Shown {
-                id: "stages",
-                title: "Where the nanoseconds go",
-                said: "A hit, cut after each of its stages: what each adds to those before.",
-                names: &["stage"],
-                kind: Kind::Stacks {
-                    rows: "names",
-                    parts: "stage",
-                },
+                id: "floor",
+                title: "The least that its steps can cost",
+                said: "Each step by itself, written for one kind of packet only: what no program with that step can go below.",
+                names: Names::Of(&["floor"]),
+                only: Some(("names", "1")),
+                ..SHOWN
+            },
+            Shown {
+                id: "traffic",
+                title: "The kernel's own account",
+                said: "The same hit under real traffic over veth, by the kernel's statistics of the program, with what counting itself costs.",
+                names: Names::Of(&["aaaa_hit", "traffic_aaaa_hit"]),
+                only: Some(("names", "1")),
+                ..SHOWN
+            },
+            Shown {
+                id: "pass",
+                title: "What is passed up, by reason",
+                said: "What Peak costs those packets that aren't its own: shorter is better.",
+                names: Names::Of(&["pass"]),
+                only: Some(("names", "1")),
                 ..SHOWN
             },
         ],
@@ -266,38 +339,32 @@ const CHAPTERS: &[Chapter] = &[
         method: "The same program and agent with a thousand names up to a million, each with an address.",
         shown: &[
             Shown {
-                id: "scale-cost",
-                title: "What an answer costs",
-                said: "Names drawn at random.",
-                names: &["hot_hit", "hit", "miss"],
-                kind: Kind::Over {
-                    x: "names",
-                    x_label: "names",
-                    y_label: "a packet",
-                    y_log: false,
-                    percentiles: false,
-                },
+                id: "cost",
+                title: "What a packet costs",
+                said: "Names drawn at random, and one name over and over (hot).",
+                names: Names::Of(&["hot_hit", "hit", "miss"]),
+                kind: OVER_NAMES,
                 ..SHOWN
             },
             Shown {
-                id: "scale-memory",
+                id: "memory",
                 title: "Kernel memory for a name",
-                said: "With its address.",
-                names: &["memory_per_name"],
+                said: "With its address, and its share of maps of fixed size. Both axes are logarithms.",
+                names: Names::Of(&["memory_per_name"]),
                 kind: Kind::Over {
                     x: "names",
                     x_label: "names",
                     y_label: "a name",
-                    y_log: false,
+                    y_log: true,
                     percentiles: false,
                 },
                 ..SHOWN
             },
             Shown {
-                id: "scale-load",
+                id: "load",
                 title: "Time to load all",
-                said: "From objects in memory to the kernel's complete table.",
-                names: &["load"],
+                said: "From records in memory to the kernel's complete table, and the parts of that. Both axes are logarithms.",
+                names: Names::Of(&["load", "load_snapshot", "load_table"]),
                 kind: Kind::Over {
                     x: "names",
                     x_label: "names",
@@ -308,15 +375,15 @@ const CHAPTERS: &[Chapter] = &[
                 ..SHOWN
             },
             Shown {
-                id: "scale-change",
+                id: "change",
                 title: "Cost of one change",
-                said: "Of one name among so many.",
-                names: &["change"],
+                said: "Of one name among so many, and the parts of that.",
+                names: Names::Of(&["change", "change_snapshot", "change_table"]),
                 kind: Kind::Over {
                     x: "names",
                     x_label: "names",
                     y_label: "a change",
-                    y_log: true,
+                    y_log: false,
                     percentiles: false,
                 },
                 ..SHOWN
@@ -332,8 +399,8 @@ const CHAPTERS: &[Chapter] = &[
             Shown {
                 id: "change",
                 title: "Event to changed answer",
-                said: "By the number of endpoints that the service has: lower is better.",
-                names: &["event_to_answer"],
+                said: "By the number of endpoints that the service has: lower is better. Both axes are logarithms.",
+                names: Names::Of(&["event_to_answer"]),
                 kind: Kind::Over {
                     x: "endpoints",
                     x_label: "endpoints of the service",
@@ -341,20 +408,21 @@ const CHAPTERS: &[Chapter] = &[
                     y_log: true,
                     percentiles: true,
                 },
+                wide: true,
                 ..SHOWN
             },
             Shown {
                 id: "ready",
                 title: "Start to first answer",
                 said: "From the start of the process until it knows the whole cluster and answers: shorter is better.",
-                names: &["ready_time"],
+                names: Names::Of(&["ready_time"]),
                 ..SHOWN
             },
             Shown {
-                id: "sync-memory",
+                id: "memory",
                 title: "Memory for the cluster",
                 said: "Resident memory of the process a while after it is ready, and what the kernel holds in maps: shorter is better.",
-                names: &["resident_rest", "kernel_memory"],
+                names: Names::Of(&["resident_rest", "kernel_memory"]),
                 ..SHOWN
             },
         ],
@@ -395,14 +463,14 @@ const FIRST: &[First] = &[
     First {
         benchmark: "wire",
         name: "answers_per_second",
-        labels: &[("sender", "kernel")],
+        labels: &[("server", "peak"), ("sender", "sockets")],
         number: Number::Median,
-        what: "from one core, over veth",
+        what: "by one processor, over veth to ordinary sockets",
     },
     First {
         benchmark: "wire",
-        name: "latency",
-        labels: &[("server", "peak"), ("load", "idle")],
+        name: "round_trip_p50",
+        labels: &[("server", "peak")],
         number: Number::Median,
         what: "from a socket's query to its answer, median",
     },
@@ -445,6 +513,7 @@ impl<'s> Page<'s> {
             };
             let (value, unit) = match &*figure.unit {
                 "x" => (shown(value) + "×", String::new()),
+                "1/s" => (short(value), "answers/s".to_owned()),
                 unit => (short(value), unit.to_owned()),
             };
             Some(Tile {
@@ -506,21 +575,22 @@ fn limits(sources: &[Source]) -> Vec<String> {
         "Times of the XDP program are means of batches. Their percentiles are of batches: a single packet's worst case isn't in them."
             .to_owned(),
     );
-    for source in sources {
-        let Report {
-            benchmark,
-            commit,
-            command,
-            ..
-        } = &source.report;
-        if command.split(' ').any(|word| word == "--quick") {
-            limits.push(format!("{benchmark} is from a smoke run (--quick), whose samples are too few to mean anything."));
-        }
-        if commit.ends_with("-dirty") {
-            limits.push(format!(
-                "{benchmark} measured sources that are in no commit ({commit})."
-            ));
-        }
+    let which = |is_so: fn(&Report) -> bool| {
+        let reports = sources.iter().map(|source| &source.report);
+        let which = reports.filter(|report| is_so(report));
+        let which: Vec<_> = which.map(|report| &*report.benchmark).collect();
+        (!which.is_empty()).then(|| which.join(", "))
+    };
+    let is_quick = |report: &Report| report.command.split(' ').any(|word| word == "--quick");
+    if let Some(which) = which(is_quick) {
+        limits.push(format!(
+            "Smoke runs (--quick), whose samples are too few to mean anything: {which}."
+        ));
+    }
+    if let Some(which) = which(|report| report.commit.ends_with("-dirty")) {
+        limits.push(format!(
+            "Measured with sources that are in no commit: {which}."
+        ));
     }
     limits
 }
@@ -550,20 +620,12 @@ impl<'s> Section<'s> {
     }
 }
 
-/// Of figures that are about the measuring: nobody wants a bar of them beside the others.
-const ABOUT: [&str; 4] = ["empty", "restore", "stage", "memory"];
-
 impl Shown {
     /// Nothing without figures.
     fn panel<'s>(&self, results: &'s [Figure]) -> Option<Panel<'s>> {
         let is_shown = |figure: &&Figure| {
-            let is_named = if self.names.is_empty() {
-                figure.unit == "ns" && !ABOUT.contains(&&*figure.name)
-            } else {
-                self.names.contains(&&*figure.name)
-            };
             let fits = |(label, wanted)| text(figure, label).is_none_or(|value| value == wanted);
-            is_named && self.only.is_none_or(fits)
+            self.names.has(figure) && self.only.is_none_or(fits)
         };
         let mut figures: Vec<_> = results.iter().filter(is_shown).collect();
         // Ours come first, whoever was measured first.
@@ -587,8 +649,9 @@ impl Shown {
             let of_group = of_group.filter(|figure| group_of(figure) == group);
             if let Some((plot, of_plot)) = self.plot(of_group.collect()) {
                 panel.plots.push(Drawn {
-                    group: label_shown(&group),
+                    group: label_shown(self.each.unwrap_or_default(), &group),
                     outcome: outcome(&of_plot).unwrap_or_default(),
+                    notes: notes(&of_plot, &self.without()),
                     plot,
                 });
                 panel.figures.extend(of_plot);
@@ -597,14 +660,21 @@ impl Shown {
         (!panel.plots.is_empty()).then_some(panel)
     }
 
+    /// Labels that all figures of a plot have, or that nobody has to be told.
+    fn without(&self) -> Vec<&str> {
+        let only = self.only.map(|(label, _)| label);
+        let known = [self.each, only].into_iter().flatten();
+        known.chain(self.without.iter().copied()).collect()
+    }
+
     /// The plot, and the figures that are in it.
     fn plot<'s>(&self, mut figures: Vec<&'s Figure>) -> Option<(Plot, Vec<&'s Figure>)> {
         let unit = figures.first()?.unit.clone();
         // One axis has one unit.
         figures.retain(|figure| figure.unit == unit);
         let plot = match self.kind {
-            Kind::Bars => rows(&mut figures, &unit, false),
-            Kind::Ranges => rows(&mut figures, &unit, true),
+            Kind::Bars => rows(&mut figures, &unit, false, &self.without()),
+            Kind::Ranges => rows(&mut figures, &unit, true, &self.without()),
             Kind::Over {
                 x,
                 x_label,
@@ -631,7 +701,7 @@ impl Shown {
     }
 }
 
-fn rows(figures: &mut Vec<&Figure>, unit: &str, ranges: bool) -> Plot {
+fn rows(figures: &mut Vec<&Figure>, unit: &str, ranges: bool, without: &[&str]) -> Plot {
     // Servers best first; cases in their own order.
     if figures
         .iter()
@@ -648,7 +718,7 @@ fn rows(figures: &mut Vec<&Figure>, unit: &str, ranges: bool) -> Plot {
     }
     // On a logarithm only what is above nothing has a place.
     figures.retain(|figure| !ranges || figure.median > 0.0);
-    let differing = Differing::among(figures, None);
+    let differing = Differing::among(figures, without);
     let row = |figure: &&Figure| Row {
         label: differing.of(figure),
         series: colour(figure),
@@ -691,7 +761,7 @@ fn stacks(figures: &[&Figure], unit: &str, rows: &str, parts: &str) -> Plot {
             label: match value.parse() {
                 Ok(1.0) => "1 name".to_owned(),
                 Ok(number) => format!("{} {rows}", about(number)),
-                Err(_) => label_shown(value),
+                Err(_) => label_shown(rows, value),
             },
             series: 0,
             shape: Shape::Stack(parts.collect()),
@@ -701,7 +771,7 @@ fn stacks(figures: &[&Figure], unit: &str, rows: &str, parts: &str) -> Plot {
         axis: unit_shown(unit),
         log: false,
         rows: values(rows).iter().map(row).collect(),
-        parts: names.iter().map(|name| label_shown(name)).collect(),
+        parts: names.iter().map(|name| label_shown(parts, name)).collect(),
     })
 }
 
@@ -711,14 +781,14 @@ type Of = (&'static str, fn(&Figure) -> Option<f64>);
 fn lines(figures: &[&Figure], x: &str, percentiles: bool) -> Vec<Line> {
     let of: &[Of] = if percentiles {
         &[
-            (" p50", |figure| Some(figure.median)),
-            (" p99", |figure| Some(figure.p99)),
-            (" p99.9", |figure| figure.p999),
+            ("p50", |figure| Some(figure.median)),
+            ("p99", |figure| Some(figure.p99)),
+            ("p99.9", |figure| figure.p999),
         ]
     } else {
         &[("", |figure| Some(figure.median))]
     };
-    let differing = Differing::among(figures, Some(x));
+    let differing = Differing::among(figures, &[x]);
     let mut lines = Vec::new();
     for name in distinct(figures.iter().map(|figure| differing.of(figure))) {
         for (percentile, of) in of {
@@ -735,7 +805,10 @@ fn lines(figures: &[&Figure], x: &str, percentiles: bool) -> Vec<Line> {
             points.sort_by(|a, b| a.x.total_cmp(&b.x));
             // A line needs two.
             if points.len() > 1 {
-                let label = format!("{name}{percentile}");
+                let label = match differing.is_needed() || percentile.is_empty() {
+                    true => format!("{name} {percentile}").trim_end().to_owned(),
+                    false => (*percentile).to_owned(),
+                };
                 lines.push(Line {
                     label,
                     series: lines.len(),
@@ -747,8 +820,43 @@ fn lines(figures: &[&Figure], x: &str, percentiles: bool) -> Vec<Line> {
     lines
 }
 
+/// Notes of figures, each with whom it is about.
+fn notes(figures: &[&Figure], without: &[&str]) -> Vec<String> {
+    let differing = Differing::among(figures, without);
+    let notes = distinct(
+        figures
+            .iter()
+            .filter_map(|figure| Some(figure.note.as_ref()?.to_string())),
+    );
+    let about = |note: String| {
+        let of_note = figures
+            .iter()
+            .filter(|figure| figure.note.as_deref() == Some(&note));
+        let whom = distinct(of_note.map(|figure| differing.of(figure)));
+        let all = whom.len() == distinct(figures.iter().map(|figure| differing.of(figure))).len();
+        if all {
+            capital(&note) + "."
+        } else {
+            format!("{}: {note}.", whom.join("; "))
+        }
+    };
+    notes.into_iter().map(about).collect()
+}
+
+/// As a sentence begins.
+fn capital(text: &str) -> String {
+    let mut characters = text.chars();
+    let first = characters.next().map(char::to_uppercase);
+    first.into_iter().flatten().chain(characters).collect()
+}
+
 /// How many times the best of the others, and CoreDNS, Peak's figure is.
 fn outcome(figures: &[&Figure]) -> Option<String> {
+    // Of several figures of one server, none is the one to compare.
+    let servers = distinct(figures.iter().filter_map(|figure| text(figure, "server")));
+    if servers.len() != figures.len() {
+        return None;
+    }
     let median = |wanted: &str| {
         let mut figures = figures.iter();
         let figure = figures.find(|figure| text(figure, "server").as_deref() == Some(wanted))?;
@@ -762,7 +870,11 @@ fn outcome(figures: &[&Figure]) -> Option<String> {
     let ours = median("peak")?;
     let times = |server: &str| {
         let times = ours / median(server)?;
-        Some(format!("{} × {}", shown(times), label_shown(server)))
+        Some(format!(
+            "{} × {}",
+            shown(times),
+            label_shown("server", server)
+        ))
     };
     let mut servers = vec![&*best];
     if best != "coredns" && median("coredns").is_some() {
@@ -779,31 +891,47 @@ struct Differing {
 }
 
 impl Differing {
-    /// A label that is told otherwise doesn't count.
-    fn among(figures: &[&Figure], but: Option<&str>) -> Self {
+    /// Some labels nobody has to be told.
+    fn among(figures: &[&Figure], without: &[&str]) -> Self {
         let differs = |of: &dyn Fn(&Figure) -> Option<String>| {
             figures.windows(2).any(|pair| of(pair[0]) != of(pair[1]))
         };
         let all = figures.iter().flat_map(|figure| figure.labels.keys());
         let mut labels = distinct(all.map(ToString::to_string));
-        labels.retain(|label| Some(&**label) != but && differs(&|figure| text(figure, label)));
-        // Who it is, before how it was asked.
-        labels.sort_by_key(|label| label != "server");
+        labels
+            .retain(|label| !without.contains(&&**label) && differs(&|figure| text(figure, label)));
+        let told = figures.iter().map(|figure| {
+            let values = labels.iter().map(|label| text(figure, label));
+            values.collect::<Vec<_>>()
+        });
+        let told = told.collect::<BTreeSet<_>>().len();
         Self {
-            names: differs(&|figure| Some(figure.name.to_string())),
+            // Where labels say it all, a name adds nothing.
+            names: told < figures.len() && differs(&|figure| Some(figure.name.to_string())),
             labels,
         }
     }
 
+    /// Whether there is anything to tell.
+    fn is_needed(&self) -> bool {
+        self.names || !self.labels.is_empty()
+    }
+
     fn of(&self, figure: &Figure) -> String {
-        let labels = self.labels.iter().filter_map(|label| text(figure, label));
-        let labels = labels.map(|value| label_shown(&value));
+        let shown = |label: &str| Some(label_shown(label, &text(figure, label)?));
+        let differing = |is_server: bool| {
+            let labels = self.labels.iter();
+            labels.filter(move |label| (*label == "server") == is_server)
+        };
+        // Who it is, what it is, how it was asked.
+        let server = differing(true).filter_map(|label| shown(label));
         let name = self.names.then(|| name_shown(&figure.name));
-        let all: Vec<_> = labels.chain(name).collect();
-        match (all.is_empty(), text(figure, "server")) {
-            (false, _) => all.join(", "),
-            (true, Some(server)) => label_shown(&server),
-            (true, None) => name_shown(&figure.name),
+        let labels = differing(false).filter_map(|label| shown(label));
+        let all: Vec<_> = server.chain(name).chain(labels).collect();
+        if all.is_empty() {
+            shown("server").unwrap_or_else(|| name_shown(&figure.name))
+        } else {
+            all.join(", ")
         }
     }
 }
@@ -877,31 +1005,38 @@ pub(super) fn name_shown(name: &str) -> String {
         "dns" => "DNS".to_owned(),
         "nxdomain" => "NXDOMAIN".to_owned(),
         "nodata" => "NODATA".to_owned(),
+        "ip" => "IP".to_owned(),
         "ipv4" => "IPv4".to_owned(),
+        "udp" => "UDP".to_owned(),
+        "edns" => "EDNS".to_owned(),
         "vlan" => "VLAN".to_owned(),
         word => word.to_owned(),
     });
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// Servers by their own names; everything else as it is.
-pub(super) fn label_shown(value: &str) -> String {
-    let shown = match value {
-        "peak" => "Peak",
-        "peak-fallback" => "Peak's fallback",
-        "coredns" => "CoreDNS",
-        "coredns-file" => "CoreDNS, file",
-        "knot" => "Knot",
-        "knot-xdp" => "Knot, AF_XDP",
-        "nsd" => "NSD",
-        "unbound" => "Unbound",
-        "bind" => "BIND",
-        "pdns" => "PowerDNS",
-        "uniform" => "AAAA of any service",
-        "zipf" => "Zipf over all names",
-        "nxdomain" => "NXDOMAIN by search path",
-        "cluster" => "a cluster's mix",
-        value => return value.replace('_', " "),
+/// A label's value in words.
+pub(super) fn label_shown(label: &str, value: &str) -> String {
+    let shown = match (label, value) {
+        ("server", "peak") => "Peak",
+        ("server", "peak-fallback") => "Peak's fallback",
+        ("server", "coredns") => "CoreDNS",
+        ("server", "coredns-file") => "CoreDNS, file",
+        ("server", "knot") => "Knot",
+        ("server", "knot-xdp") => "Knot, AF_XDP",
+        ("server", "nsd") => "NSD",
+        ("server", "unbound") => "Unbound",
+        ("server", "bind") => "BIND",
+        ("server", "pdns") => "PowerDNS",
+        ("mix", "uniform") => "AAAA of any service",
+        ("mix", "zipf") => "Zipf over all names",
+        ("mix", "nxdomain") => "NXDOMAIN by search path",
+        ("mix", "cluster") => "A cluster's mix",
+        ("load", "one") => "one at a time",
+        ("load", "half") => "half of the knee",
+        ("load", "nine_tenths") => "nine tenths of the knee",
+        ("sender", "frames") => "frames made in the kernel",
+        (_, value) => return name_shown(value),
     };
     shown.to_owned()
 }
@@ -915,6 +1050,8 @@ fn unit_shown(unit: &str) -> String {
         "s" => "seconds",
         "MB" => "megabytes",
         "x" => "times",
+        "1/s" | "answers/s" => "answers a second",
+        "answers/CPU-s" => "answers for a processor's second",
         unit => unit,
     }
     .to_owned()

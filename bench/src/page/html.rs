@@ -6,7 +6,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{
     Source,
-    contents::{Drawn, Page, Panel, Section, Tile, label_shown, quartiles},
+    contents::{Drawn, Page, Panel, Section, Tile, quartiles},
     plot::Told,
 };
 use crate::{
@@ -127,7 +127,7 @@ fn machines(sources: &[Source]) -> Markup {
             (table("Versions of what took part", &["benchmark", "what", "version"], sources.iter().flat_map(|Source { report, .. }| {
                 report.versions.iter().map(|(name, version)| html! {
                     th scope="row" { (report.benchmark) }
-                    td { (label_shown(name)) }
+                    td { (name) }
                     td .wrap { (version) }
                 })
             })))
@@ -142,13 +142,24 @@ fn machines(sources: &[Source]) -> Markup {
     }
 }
 
+/// Columns of numbers, which are flush right.
+const NUMBERS: [&str; 7] = [
+    "median",
+    "middle half",
+    "least",
+    "p99",
+    "p99.9",
+    "most",
+    "yardsticks",
+];
+
 /// A table that scrolls in itself where there is too little room.
 fn table(caption: &str, columns: &[&str], rows: impl Iterator<Item = Markup>) -> Markup {
     html! {
         div .scroll role="region" aria-label=(caption) tabindex="0" {
             table {
                 caption { (caption) }
-                thead { tr { @for column in columns { th scope="col" { (column) } } } }
+                thead { tr { @for column in columns { th scope="col" .number[NUMBERS.contains(column)] { (column) } } } }
                 tbody { @for row in rows { tr { (row) } } }
             }
         }
@@ -183,14 +194,15 @@ fn section(section: &Section) -> Result<Markup> {
             h2 id={ (id) "-title" } { (title) }
             p .about { (method) }
             @if !judged.is_empty() {
-                (table("Gates and aims", &["figure", "median", "p99", "unit", "gate", "aim"], judged.iter().map(|figure| html! {
+                div .judgements { (table("Gates and aims", &["figure", "least", "median", "p99", "unit", "gate", "aim"], judged.iter().map(|figure| html! {
                     th scope="row" { (name(figure)) }
+                    td .number { (shown(figure.min)) }
                     td .number { (shown(figure.median)) }
                     td .number { (shown(figure.p99)) }
                     td { (figure.unit) }
                     td { (limit(figure.gate)) }
                     td { (limit(figure.aim)) }
-                })))
+                }))) }
             }
             div .panels { @for panel in &panels { (panel) } }
             @if !missing.is_empty() {
@@ -233,6 +245,7 @@ fn panel(panel: &Panel, source: &Source) -> Result<Markup> {
         Drawn {
             group,
             outcome,
+            notes,
             plot,
         },
     ) in panel.plots.iter().enumerate()
@@ -259,6 +272,7 @@ fn panel(panel: &Panel, source: &Source) -> Result<Markup> {
                 @if !outcome.is_empty() { p .outcome { (outcome) } }
                 div .wide { (draw(wide, "wide")?) }
                 div .narrow { (draw(PHONE, "narrow")?) }
+                @for note in notes { p .note { (note) } }
             }
         });
     }

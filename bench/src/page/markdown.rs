@@ -122,12 +122,13 @@ fn section(text: &mut String, section: &Section, folder: &Path) -> Result<()> {
     };
     writeln!(text, "{method}")?;
     if !judged.is_empty() {
-        *text += "\n| figure | median | p99 | unit | gate | aim |\n|---|---|---|---|---|---|\n";
+        *text += "\n| figure | least | median | p99 | unit | gate | aim |\n|---|---|---|---|---|---|---|\n";
         for figure in judged {
             writeln!(
                 text,
-                "| {} | {} | {} | {} | {} | {} |",
+                "| {} | {} | {} | {} | {} | {} | {} |",
                 name(figure),
+                shown(figure.min),
                 shown(figure.median),
                 shown(figure.p99),
                 figure.unit,
@@ -167,6 +168,7 @@ fn panel(text: &mut String, panel: &Panel, source: &Source, folder: &Path) -> Re
         Drawn {
             group,
             outcome,
+            notes,
             plot,
         },
     ) in panel.plots.iter().enumerate()
@@ -197,6 +199,9 @@ fn panel(text: &mut String, panel: &Panel, source: &Source, folder: &Path) -> Re
             write!(text, "\n{outcome}\n")?;
         }
         write!(text, "\n![{title}]({PICTURES}/{name}.svg)\n")?;
+        for note in notes {
+            write!(text, "\n{note}\n")?;
+        }
     }
     *text += "\n<details><summary>The numbers</summary>\n\n\
               | figure | unit | median | middle half | p99 | samples |\n|---|---|---|---|---|---|\n";

@@ -279,6 +279,24 @@ impl<'a> Canvas<'a> {
         Ok(self.0.draw_text(text, &style, at)?)
     }
 
+    /// Of axes and legends.
+    fn small(&self, text: &str, at: (i32, i32), anchor: HPos) -> Result<()> {
+        self.text(text, at, Ink::Muted, SMALL, anchor, false)
+    }
+
+    /// Below an axis, each where there is room left of the one before.
+    fn ticks(&self, ticks: impl IntoIterator<Item = (i32, String)>, y: i32) -> Result<()> {
+        let mut free = i32::MIN;
+        for (x, text) in ticks {
+            let half = width_of(&text, SMALL) / 2;
+            if x - half > free {
+                self.small(&text, (x, y), HPos::Center)?;
+                free = x + half + 6;
+            }
+        }
+        Ok(())
+    }
+
     fn line(&self, from: (i32, i32), to: (i32, i32), style: ShapeStyle) -> Result<()> {
         Ok(self.0.draw(&PathElement::new([from, to], style))?)
     }
@@ -428,14 +446,7 @@ impl Key {
             Symbol::Median => canvas.draw(&marker(0, (x + 7, y), 4, Ink::Muted.filled()))?,
             Symbol::P99 => canvas.diamond((x + 7, y), 4, Ink::Muted.filled())?,
         }
-        canvas.text(
-            &self.text,
-            (x + SYMBOL, y),
-            Ink::Muted,
-            SMALL,
-            HPos::Left,
-            false,
-        )
+        canvas.small(&self.text, (x + SYMBOL, y), HPos::Left)
     }
 }
 
@@ -560,27 +571,21 @@ impl Rows {
             self.log,
         );
         let bottom = height - 36;
-        for value in scale.ticks(if width < 400 { 4 } else { 6 }) {
-            let x = scale.at(value, pixels);
-            canvas.line((x, top), (x, bottom), Ink::Grid.line(1))?;
-            canvas.text(
-                &tick(value),
-                (x, bottom + 10),
-                Ink::Muted,
-                SMALL,
-                HPos::Center,
-                false,
-            )?;
+        let ticks = scale.ticks(if width < 400 { 4 } else { 6 });
+        let at = |value: f64| scale.at(value, pixels);
+        for &value in &ticks {
+            // Where bars begin.
+            let ink = if value == 0.0 { Ink::Muted } else { Ink::Grid };
+            canvas.line((at(value), top), (at(value), bottom), ink.line(1))?;
         }
-        canvas.text(
-            &self.axis,
-            (pixels.0, bottom + 27),
-            Ink::Muted,
-            SMALL,
-            HPos::Left,
-            false,
+        canvas.ticks(
+            ticks.into_iter().map(|value| (at(value), tick(value))),
+            bottom + 10,
         )?;
-        let several = self.rows.iter().any(|row| row.series != 0);
+        canvas.small(&self.axis, (pixels.0, bottom + 27), HPos::Left)?;
+        // One who is among others stands out.
+        let ours = self.rows.iter().filter(|row| row.series == 0).count();
+        let several = 2 * ours < self.rows.len();
         for (i, row) in self.rows.iter().enumerate() {
             let begin = top + i as i32 * row_height;
             let y = begin + row_height - 13;
@@ -630,9 +635,10 @@ impl Row {
                 gate: limit,
                 aim,
             } => {
-                let begin = at(0.0);
+                // What is subtracted may come to less than nothing.
+                let (begin, end) = (at(median.min(0.0)), at(median.max(0.0)));
                 // A mark even where there is next to nothing.
-                let end = at(*median).max(begin + 1);
+                let end = end.max(begin + 1);
                 canvas.bar((begin, above), (end, below), ink.filled())?;
                 if low < high {
                     whisker(canvas, (at(*low), at(*high)), y)?;
@@ -689,10 +695,10 @@ impl Shape {
         match self {
             Self::Bar {
                 median,
-                quartiles: (_, high),
+                quartiles: (low, high),
                 gate,
                 aim,
-            } => [Some(*median), Some(*high), *gate, *aim]
+            } => [Some(*median), Some(*low), Some(*high), *gate, *aim]
                 .into_iter()
                 .flatten()
                 .collect(),
@@ -725,45 +731,22 @@ impl Lines {
         let (top, bottom) = (26, height - 38);
         let (xs, ys) = ((left, right), (bottom, top));
 
-        canvas.text(&self.y.label, (0, 9), Ink::Muted, SMALL, HPos::Left, false)?;
+        canvas.small(&self.y.label, (0, 9), HPos::Left)?;
         for value in ticks {
             let y = y_scale.at(value, ys);
             canvas.line((left, y), (right, y), Ink::Grid.line(1))?;
-            canvas.text(
-                &tick(value),
-                (left - 8, y),
-                Ink::Muted,
-                SMALL,
-                HPos::Right,
-                false,
-            )?;
+            canvas.small(&tick(value), (left - 8, y), HPos::Right)?;
         }
-        let mut free = i32::MIN;
-        for value in self.x_ticks(&x_scale) {
-            let x = x_scale.at(value, xs);
+        let at = |value: f64| x_scale.at(value, xs);
+        let (ticks, shown) = self.x_ticks(&x_scale);
+        for x in ticks.iter().copied().map(at) {
             canvas.line((x, bottom), (x, bottom + 4), Ink::Muted.line(1))?;
-            let text = about(value);
-            let half = width_of(&text, SMALL) / 2;
-            if x - half > free {
-                canvas.text(
-                    &text,
-                    (x, bottom + 13),
-                    Ink::Muted,
-                    SMALL,
-                    HPos::Center,
-                    false,
-                )?;
-                free = x + half + 6;
-            }
         }
-        canvas.text(
-            &self.x.label,
-            (left, bottom + 30),
-            Ink::Muted,
-            SMALL,
-            HPos::Left,
-            false,
+        canvas.ticks(
+            ticks.into_iter().map(|value| (at(value), shown(value))),
+            bottom + 13,
         )?;
+        canvas.small(&self.x.label, (left, bottom + 30), HPos::Left)?;
 
         for line in &self.lines {
             let at = |point: &Point| (x_scale.at(point.x, xs), y_scale.at(point.y, ys));
@@ -795,19 +778,16 @@ impl Lines {
         Ok(())
     }
 
-    /// Where few values were chosen, each of them.
-    fn x_ticks(&self, scale: &Scale) -> Vec<f64> {
-        let mut chosen: Vec<_> = self
-            .lines
-            .iter()
-            .flat_map(|line| line.points.iter().map(|point| point.x))
-            .collect();
+    /// Where few values were chosen, each of them; and how they are written.
+    fn x_ticks(&self, scale: &Scale) -> (Vec<f64>, fn(f64) -> String) {
+        let points = self.lines.iter().flat_map(|line| &line.points);
+        let mut chosen: Vec<_> = points.map(|point| point.x).collect();
         chosen.sort_by(f64::total_cmp);
         chosen.dedup();
         if chosen.len() <= 8 {
-            chosen
+            (chosen, about)
         } else {
-            scale.ticks(6)
+            (scale.ticks(6), tick)
         }
     }
 
