@@ -17,7 +17,7 @@ use core::mem::{offset_of, size_of};
 use crate::word::Word;
 
 /// Version of this layout. An agent adopts only maps that carry its own version.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Bytes of one segment: one value of an inner array map of [`Segment`]s.
 ///
@@ -346,8 +346,8 @@ pub struct Interface {
     pub mtu: Word,
     /// The unicast MAC address in the word's first 6 bytes, then zeros.
     pub mac: Word,
-    /// Spelled-out padding: half a cache line.
-    pub reserved: u64,
+    /// Not 0: frames hardly ever have room at their tail, and are given it at their head first.
+    pub head_first: Word,
 }
 
 /// An address and port that the agent serves on an interface; see [`served_slot`] for its place.

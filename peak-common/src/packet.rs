@@ -6,6 +6,15 @@ use crate::verifier::forget;
 /// follows packet pointers only so far.
 pub const MAX_OFFSET: usize = 0x3fff;
 
+/// Where a frame is tried to be given room first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum First {
+    /// At its tail: nothing has to be moved.
+    Tail,
+    /// Before its head: for drivers whose frames hardly ever have a tail.
+    Head,
+}
+
 /// How a frame was given room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
@@ -37,12 +46,12 @@ pub trait Packet {
     /// As [`Self::window`], to be written.
     fn window_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]>;
 
-    /// Gives the frame `length` bytes, at its tail where there is room, else at its head. Where the bytes
-    /// at the frame's end then come from is not defined.
+    /// Gives the frame `length` bytes, where there is room: at its tail or at its head, as `first` says, else at the other.
+    /// What the bytes are that it has gained is not defined.
     ///
     /// # Errors
     /// [`ResizeError::NoRoom`].
-    fn make_room(&mut self, length: usize) -> Result<Room, ResizeError>;
+    fn make_room(&mut self, length: usize, first: First) -> Result<Room, ResizeError>;
 
     /// Gives the frame `length` bytes, of which the first `keep` are as they were.
     ///
@@ -51,8 +60,8 @@ pub trait Packet {
     /// # Errors
     /// [`ResizeError`].
     #[inline(always)]
-    fn resize(&mut self, length: usize, keep: usize) -> Result<(), ResizeError> {
-        let room = self.make_room(length)?;
+    fn resize(&mut self, length: usize, keep: usize, first: First) -> Result<(), ResizeError> {
+        let room = self.make_room(length, first)?;
         if self.len() != length {
             return Err(ResizeError::Length);
         }
@@ -169,12 +178,14 @@ impl<const CAPACITY: usize> Packet for Buffer<CAPACITY> {
             .first_chunk_mut()
     }
 
-    fn make_room(&mut self, length: usize) -> Result<Room, ResizeError> {
+    fn make_room(&mut self, length: usize, first: First) -> Result<Room, ResizeError> {
         let growth = length.saturating_sub(self.len());
-        if self.start + length <= self.tail_end {
+        let has_tail = self.start + length <= self.tail_end;
+        let has_head = growth > 0 && growth <= self.start;
+        if has_tail && (first == First::Tail || !has_head) {
             self.end = self.start + length;
             Ok(Room::Tail)
-        } else if growth <= self.start {
+        } else if has_head {
             self.start -= growth;
             Ok(Room::Head(growth))
         } else {

@@ -24,7 +24,7 @@ use crate::{
         ethernet::{self, Ethernet},
         ip::{self, Datagram, Family, UDP_HEADER},
     },
-    packet::{Packet, ResizeError},
+    packet::{First, Packet, ResizeError},
     table::{self, Found, Set, Tables},
     verdict::{AbortReason, Outcome, PassReason, QueryType, Verdict},
     verifier::forget,
@@ -468,13 +468,21 @@ impl Answer {
 /// # Errors
 /// The verdict that the packet deserves instead; if it is to be passed, it is untouched.
 #[inline(always)]
-pub fn make_room<P: Packet>(packet: &mut P, scratch: &Scratch) -> Result<(), Verdict> {
+pub fn make_room<P: Packet>(
+    packet: &mut P,
+    scratch: &Scratch,
+    interface: &Interface,
+) -> Result<(), Verdict> {
     let layout = scratch.answer.layout();
     if layout.end > scratch.answer.longest {
         return Err(Verdict::Passed(PassReason::TooLarge));
     }
+    let first = match interface.head_first.load() {
+        0 => First::Tail,
+        _ => First::Head,
+    };
     packet
-        .resize(layout.end, layout.question_end)
+        .resize(layout.end, layout.question_end, first)
         .map_err(|error| match error {
             ResizeError::NoRoom => Verdict::Passed(PassReason::NoRoom),
             ResizeError::Length => Verdict::Aborted(AbortReason::Resized),
@@ -705,7 +713,7 @@ pub fn respond<P: Packet, T: Tables>(
         Ok(segment) => segment,
         Err(reason) => return Verdict::Passed(reason),
     };
-    if let Err(verdict) = make_room(packet, scratch) {
+    if let Err(verdict) = make_room(packet, scratch, interface) {
         return verdict;
     }
     write(packet, scratch, control, segment)

@@ -6,7 +6,7 @@ use peak_common::{
     dns::name::{Name, NameBuffer},
     hash::{self, hash_name},
     net::checksum::Sum,
-    packet::{Buffer, Packet, ResizeError},
+    packet::{Buffer, First, Packet, ResizeError},
     respond::{Scratch, respond},
     table::Tables,
     verdict::{PassReason, Verdict},
@@ -83,7 +83,7 @@ fn interface() -> Interface {
         ifindex: Word::new(IFINDEX.into()),
         mtu: Word::new(1500),
         mac: Word::new(u64::from_le_bytes([a, b, c, d, e, f, 0, 0])),
-        reserved: 0,
+        head_first: Word::new(0),
     }
 }
 
@@ -238,10 +238,11 @@ proptest! {
         growth in 0..200_usize,
         headroom in 0..256_usize,
         tailroom in 0..64_usize,
+        first in prop_oneof![Just(First::Tail), Just(First::Head)],
     ) {
         let mut packet = Buffer::<1024>::new(&bytes, headroom, tailroom);
         let keep = bytes.len();
-        match packet.resize(keep + growth + 8, keep) {
+        match packet.resize(keep + growth + 8, keep, first) {
             Ok(()) => {
                 prop_assert_eq!(packet.len(), keep + growth + 8);
                 prop_assert_eq!(&packet.frame()[..keep], &bytes[..]);

@@ -108,7 +108,7 @@ fn respond(ctx: &XdpContext, interface: &Interface) -> usize {
         Err(reason) => return Verdict::Passed(reason).index(),
     };
     let mut packet = XdpPacket::new(ctx);
-    let verdict = match respond::make_room(&mut packet, scratch) {
+    let verdict = match respond::make_room(&mut packet, scratch, interface) {
         Ok(()) => respond::write(&mut packet, scratch, control, segment),
         Err(verdict) => verdict,
     };

@@ -6,7 +6,10 @@ use aya_ebpf::{
     helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
-use peak_common::packet::{MAX_OFFSET, Packet, ResizeError, Room};
+use peak_common::packet::{First, MAX_OFFSET, Packet, ResizeError, Room};
+
+/// Less than any driver's buffer for a frame's first part, in bytes.
+const SHORTEST_BUFFER: usize = 1024;
 
 /// The frame between `start` and `end`, its linear part if it has several.
 pub(crate) struct XdpPacket<'c> {
@@ -87,31 +90,37 @@ impl Packet for XdpPacket<'_> {
     }
 
     #[inline(always)]
-    fn make_room(&mut self, length: usize) -> Result<Room, ResizeError> {
+    fn make_room(&mut self, length: usize, first: First) -> Result<Room, ResizeError> {
         let growth = length as i32 - self.len() as i32;
         // SAFETY: the context is the one that the kernel gave; the pointers into the frame, which the helpers
         // invalidate, are read anew before anything uses them.
         let room = unsafe {
             let tail = |growth| bpf_xdp_adjust_tail(self.ctx.ctx, growth) == 0;
-            // The helper resizes the last part of a frame that has several. To ask how many there are costs as much as
-            // to resize it, so that what is common, growth, is taken back instead.
-            let in_one_part = || bpf_xdp_get_buff_len(self.ctx.ctx) == self.len() as u64;
-            if growth > 0 {
-                if tail(growth) {
-                    self.reload();
-                    if self.len() == length {
-                        return Ok(Room::Tail);
-                    }
-                    tail(-growth);
+            let head = |growth: i32| bpf_xdp_adjust_head(self.ctx.ctx, -growth) == 0;
+            // The helper for tails resizes the last part of a frame that has several, that for heads the first, which alone
+            // is seen here. To ask how many there are costs as much as to resize, and where the first part is short, there
+            // is no other: drivers split behind the headers, before a query, or where a buffer ends.
+            let in_one_part = || {
+                self.len() < SHORTEST_BUFFER
+                    || bpf_xdp_get_buff_len(self.ctx.ctx) == self.len() as u64
+            };
+            if growth <= 0 {
+                if !(in_one_part() && tail(growth)) {
                     return Err(ResizeError::NoRoom);
                 }
-                if in_one_part() && bpf_xdp_adjust_head(self.ctx.ctx, -growth) == 0 {
-                    Room::Head(growth as usize & MAX_OFFSET)
-                } else {
-                    return Err(ResizeError::NoRoom);
-                }
-            } else if in_one_part() && tail(growth) {
                 Room::Tail
+            } else if first == First::Head && in_one_part() && head(growth) {
+                Room::Head(growth as usize & MAX_OFFSET)
+            } else if tail(growth) {
+                // Not asked before, what is common being one part: so it is seen now, and taken back.
+                self.reload();
+                if self.len() == length {
+                    return Ok(Room::Tail);
+                }
+                tail(-growth);
+                return Err(ResizeError::NoRoom);
+            } else if first == First::Tail && in_one_part() && head(growth) {
+                Room::Head(growth as usize & MAX_OFFSET)
             } else {
                 return Err(ResizeError::NoRoom);
             }

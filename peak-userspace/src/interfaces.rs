@@ -29,6 +29,9 @@ pub struct Interface {
     pub mtu: u32,
     /// The XDP program that is attached to it, by number.
     pub program: Option<u32>,
+    /// Whether it is an end of a veth pair. A frame from a socket comes in a buffer of its own size there, which hardly ever
+    /// leaves room at its tail.
+    pub veth: bool,
     /// The VLAN interfaces on top of it, by name.
     pub vlans: Vec<String>,
     /// Its addresses.
@@ -104,6 +107,9 @@ fn read(link: &LinkMessage) -> Interface {
     };
     for attribute in &link.attributes {
         match attribute {
+            LinkAttribute::LinkInfo(info) => {
+                interface.veth = info.contains(&LinkInfo::Kind(InfoKind::Veth));
+            }
             LinkAttribute::IfName(name) => interface.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
             LinkAttribute::Address(address) => interface.mac = address.as_slice().try_into().ok(),

@@ -18,6 +18,7 @@ use hickory_proto::{
     rr::{RData, RecordType},
 };
 use peak_tests::{Frames, Net, Peak, connect, exchange, pass, query, scratch};
+use peak_userspace::interfaces::Interfaces;
 
 /// Lengths of a service's label: with the two namespaces, frames of every length modulo 64, and more.
 const LABELS: std::ops::RangeInclusive<usize> = 1..=63;
@@ -147,4 +148,22 @@ fn the_kernel_answers_frames_of_every_length_in_native_mode() -> Result<()> {
 #[test]
 fn the_kernel_answers_frames_of_every_length_in_generic_mode() -> Result<()> {
     every_length("generic")
+}
+
+/// Whose frames are given room at their head first is told by the kind of the link.
+#[test]
+fn ends_of_veth_pairs_are_known() -> Result<()> {
+    let Net { node, .. } = Net::new()?;
+    let interfaces = node.run(|| {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(async { anyhow::Ok(Interfaces::new()?.all().await?) })
+    })?;
+    let kinds: BTreeSet<_> = interfaces
+        .iter()
+        .map(|interface| (&*interface.name, interface.veth))
+        .collect();
+    assert_eq!(kinds, [("eth0", true), ("lo", false)].into());
+    Ok(())
 }

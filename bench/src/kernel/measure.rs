@@ -192,7 +192,7 @@ impl Bench {
         } = Kernel::load_object(&object.0, &programs, LoadOptions::default(), |loader| {
             loader.map_max_entries("NAMES", if with_hash_map { names } else { 1 });
         })?;
-        program.describe(IFINDEX, IFINDEX, frame::MAC, MTU);
+        program.describe(IFINDEX, IFINDEX, frame::MAC, MTU, false);
         for address in [frame::SERVER.into(), frame::SERVER_V4.into()] {
             program
                 .serve(IFINDEX, address, frame::PORT)
@@ -258,6 +258,8 @@ impl Bench {
         measured.restore.0.push(sample);
 
         self.enter(case.state);
+        self.program
+            .describe(IFINDEX, IFINDEX, frame::MAC, MTU, case.by_head);
         self.warm(case.program, measured)?;
         let before = self.program.counters(IFINDEX)?;
         let sample = self.batch(case.program, &measured.buffer, runs)?;

@@ -51,7 +51,7 @@ pub(super) fn measure(report: &mut Report, effort: &Effort) -> Result<()> {
     table.sync(&snapshot);
     let server = Net::SERVERS[0].parse()?;
     let slot = index % peak_common::abi::MAX_INTERFACES;
-    program.describe(slot, index, net.node.mac(INTERFACE)?, MTU);
+    program.describe(slot, index, net.node.mac(INTERFACE)?, MTU, true);
     program
         .serve(index, server, PORT)
         .context("there is room for one address")?;

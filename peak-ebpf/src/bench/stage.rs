@@ -43,7 +43,7 @@ pub fn stage_make_room(ctx: XdpContext) -> u32 {
     staged(&ctx, |packet, scratch, control, interface| {
         parse(packet, scratch, control, interface)?;
         look_up(scratch, control)?;
-        respond::make_room(packet, scratch).map_err(|_| PassReason::NoRoom)
+        respond::make_room(packet, scratch, interface).map_err(|_| PassReason::NoRoom)
     })
 }
 

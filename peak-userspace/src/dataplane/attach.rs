@@ -277,8 +277,10 @@ impl Attachments {
 
     fn describe(&self, slot: u32, interface: &Interface) {
         let mac = interface.mac.unwrap_or_default();
-        self.program
-            .describe(slot, interface.index, mac, interface.mtu);
+        let Interface {
+            index, mtu, veth, ..
+        } = *interface;
+        self.program.describe(slot, index, mac, mtu, veth);
     }
 
     /// Whether the program is attached to the interface of this index.

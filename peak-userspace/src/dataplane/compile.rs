@@ -352,7 +352,7 @@ mod tests {
             ifindex: Word::new(IFINDEX.into()),
             mtu: Word::new(1500),
             mac: Word::new(u64::from_le_bytes(mac)),
-            reserved: 0,
+            head_first: Word::new(0),
         };
         let mut packet = Buffer::<4096>::new(&frame, 0, 2048);
         let mut scratch = Scratch::EMPTY;

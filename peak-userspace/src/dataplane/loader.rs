@@ -200,14 +200,16 @@ impl Program {
         self.counters.set(slot, zeros, 0).map_err(io::Error::other)
     }
 
-    /// Tells the program what it must know of the interface in `slot`, its index last. `mtu` in bytes.
-    pub fn describe(&self, slot: u32, ifindex: u32, mac: [u8; 6], mtu: u32) {
+    /// Tells the program what it must know of the interface in `slot`, its index last. `mtu` in bytes; `head_first` for
+    /// one whose frames hardly ever have room at their tail.
+    pub fn describe(&self, slot: u32, ifindex: u32, mac: [u8; 6], mtu: u32, head_first: bool) {
         let described = &self.interfaces[slot as usize];
         let [a, b, c, d, e, f] = mac;
         described
             .mac
             .store(u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]));
         described.mtu.store(mtu.into());
+        described.head_first.store(head_first.into());
         described.ifindex.store(ifindex.into());
     }
 

@@ -2,7 +2,7 @@
 //! both must come to the same verdict, and leave the same packet. And what they answer must be right.
 //!
 //! The kernel runs the program by BPF_PROG_TEST_RUN, as if the frame had come in on the loopback device (index 1), with
-//! ample room at the frame's tail. So it never lacks room for a frame of one part: that is tested on the host alone. Frames
+//! ample room at the frame's tail, and some before its head. So it never lacks room for a frame of one part: that is tested on the host alone. Frames
 //! of several parts, which the host does not know, are tested in the kernel alone. [`AbortReason::Resized`] would take a
 //! kernel whose helpers do something else than they say.
 //!
@@ -60,6 +60,8 @@ const MTU: u64 = 1500;
 /// 4096 bytes without XDP_PACKET_HEADROOM and `struct skb_shared_info`.
 const HEADROOM: usize = 256;
 const LINEAR: usize = 4096 - HEADROOM - 320;
+/// What a frame may grow into of that: without `struct xdp_frame`.
+const HEAD: usize = HEADROOM - 40;
 // From linux/bpf.h.
 const XDP_ABORTED: u32 = 0;
 const XDP_PASS: u32 = 2;
@@ -263,7 +265,7 @@ impl Bench {
 
     fn register(&self) {
         self.program
-            .describe(IFINDEX, IFINDEX, query::MAC, MTU as u32);
+            .describe(IFINDEX, IFINDEX, query::MAC, MTU as u32, false);
         for (address, port) in servers() {
             self.program
                 .serve(IFINDEX, address, port)
@@ -308,7 +310,7 @@ impl Bench {
 
     /// The verdict that host and kernel agree on, and the frame that is left.
     fn both(&mut self, frame: &[u8]) -> Result<(Verdict, Vec<u8>)> {
-        let mut packet = Buffer::<4096>::new(frame, HEADROOM, LINEAR - frame.len());
+        let mut packet = Buffer::<4096>::new(frame, HEAD, LINEAR - frame.len());
         let verdict = self.on_host(&mut packet);
         let (moved, action, out) = self.in_kernel(frame)?;
         let names: Vec<_> = moved
@@ -335,6 +337,7 @@ impl Bench {
 struct Circumstances {
     flags: u64,
     mtu: u64,
+    head_first: bool,
 }
 
 /// A query that is passed for one reason, any of them, and that reason.
@@ -521,6 +524,7 @@ fn kernel_and_host_agree_and_answer_as_the_fallback_does() -> Result<()> {
                     0
                 },
             mtu: if rng.u8(..20) == 0 { 600 } else { MTU },
+            head_first: rng.bool(),
         };
         let (frame, expected) = match rng.u8(..100) {
             0..26 => {
@@ -557,9 +561,9 @@ fn kernel_and_host_agree_and_answer_as_the_fallback_does() -> Result<()> {
             }
         };
         bench.control().flags.store(now.flags);
-        bench.program.interfaces()[IFINDEX as usize]
-            .mtu
-            .store(now.mtu);
+        let interface = &bench.program.interfaces()[IFINDEX as usize];
+        interface.mtu.store(now.mtu);
+        interface.head_first.store(now.head_first.into());
         let policy = if recursion {
             &forwarding
         } else {
