@@ -23,7 +23,10 @@ use peak_userspace::{
 };
 use rustix::time::{ClockId, clock_gettime};
 
-use super::cases::{Case, DIGITS, PLAIN, State};
+use super::{
+    cases::{Case, DIGITS, PLAIN, State},
+    trampoline::Trampoline,
+};
 use crate::{
     frame,
     report::{Ratios, Samples, Summary},
@@ -170,16 +173,17 @@ struct Shared(Template);
 unsafe impl Pod for Shared {}
 
 impl Bench {
-    /// Loads what the cases' programs are, over an empty table with this snapshot's zones. `names` is how many names the kernel's hash
-    /// map shall hold, where one of the programs asks it.
+    /// Loads what the cases' programs are, over a table of this snapshot. `names` is how many names the kernel's hash map shall hold,
+    /// where one of the programs asks it.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub(crate) fn load(
+    pub(crate) fn new(
+        trampoline: &Trampoline,
         object: &Object,
         cases: &[Case],
         names: u32,
-        zones: &Snapshot,
+        snapshot: &Snapshot,
     ) -> Result<Self> {
         let mut programs: Vec<_> = cases.iter().map(|case| case.program).collect();
         programs.extend(ALWAYS);
@@ -211,27 +215,17 @@ impl Bench {
                 map.insert(&name, &1, 0)?;
             }
         }
+        let mut table = Table::new(Writer::create(memory)?, snapshot.zones())?;
+        table.sync(snapshot);
+        for name in programs {
+            trampoline.hold(program.xdp(name)?)?;
+        }
         Ok(Self {
             program,
             template,
-            table: Table::new(Writer::create(memory)?, zones.zones())?,
+            table,
             stored,
         })
-    }
-
-    /// The same with the snapshot in the table.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub(crate) fn with(
-        object: &Object,
-        cases: &[Case],
-        names: u32,
-        snapshot: &Snapshot,
-    ) -> Result<Self> {
-        let mut bench = Self::load(object, cases, names, snapshot)?;
-        bench.table.sync(snapshot);
-        Ok(bench)
     }
 
     /// Brings the table into a case's state.

@@ -12,6 +12,7 @@ pub(crate) mod print;
 mod program;
 pub(crate) mod table;
 mod traffic;
+pub(crate) mod trampoline;
 
 use std::path::PathBuf;
 
@@ -21,6 +22,7 @@ use self::{
     cases::{ANSWERS, Case, Limits, PASSES, PLAIN, SIZES},
     measure::{Bench, Effort, Measured, Object},
     table::Services,
+    trampoline::Trampoline,
 };
 use crate::{
     memory,
@@ -135,12 +137,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     let mut report = Report::new("kernel");
     let mut common = Common::default();
+    let trampoline = Trampoline::new()?;
     let progress = Progress::new(jobs.iter().map(|job| job.weight(effort)).sum());
     for job in &jobs {
         let names: Vec<_> = job.cases.iter().map(Case::title).collect();
         let more = if job.in_parts { ", part by part" } else { "" };
         progress.say(&format!("{} names: {}{more}", job.names, names.join(", ")));
-        measure_job(job, [&object, &unsummed], effort, &mut report, &mut common)?;
+        measure_job(
+            job,
+            &trampoline,
+            [&object, &unsummed],
+            effort,
+            &mut report,
+            &mut common,
+        )?;
         progress.done(job.weight(effort));
     }
     common.report(&mut report);
@@ -203,6 +213,7 @@ fn titles() -> Vec<String> {
 
 fn measure_job(
     job: &Job,
+    trampoline: &Trampoline,
     [object, unsummed]: [&Object; 2],
     effort: Effort,
     report: &mut Report,
@@ -217,12 +228,14 @@ fn measure_job(
         cases.push(parts::LAST);
         cases.extend(parts::FLOORS.iter().filter(fits));
     }
-    let mut bench = Bench::with(object, &cases, job.names, &snapshot)?;
+    let mut bench = Bench::new(trampoline, object, &cases, job.names, &snapshot)?;
     let new = |case: &Case| Measured::new(*case, job.names);
     let mut cases: Vec<_> = cases.iter().map(new).collect::<Result<_>>()?;
     let mut apart = if job.in_parts {
         check_floor(&mut bench, &cases)?;
-        Some(Bench::with(unsummed, &stages, job.names, &snapshot)?)
+        Some(Bench::new(
+            trampoline, unsummed, &stages, job.names, &snapshot,
+        )?)
     } else {
         None
     };

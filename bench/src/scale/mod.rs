@@ -12,6 +12,7 @@ use crate::{
         measure::{Bench, Effort, Measured, Object},
         print::print,
         table::Services,
+        trampoline::Trampoline,
     },
     progress::Progress,
     report::{Better, Gate, Label, Output, Report, Samples},
@@ -88,11 +89,12 @@ fn packets(
     quick: bool,
     say: impl Fn(u32, &str),
 ) -> Result<()> {
+    let trampoline = Trampoline::new()?;
     let mut tables = Vec::new();
     for &names in sizes {
         say(names, "loading the program, and a table");
         let snapshot = Services::V6.snapshot(names);
-        let bench = Bench::with(object, &[PLAIN], names, &snapshot)?;
+        let bench = Bench::new(&trampoline, object, &[PLAIN], names, &snapshot)?;
         tables.push((names, bench, Measured::new(HOT, 1)?));
     }
     let effort = if quick { Effort::QUICK } else { Effort::WHOLE };

@@ -98,15 +98,12 @@ fn answer(ctx: &XdpContext) -> Option<()> {
     let name = words_of(packet.window::<NAME>(NAME_AT)?);
     let hash = hash_of(control, &name);
     let index = IndexRef(control.index.load());
-    let bucket = bucket(index, hash)?;
-    let mut found = Entry::EMPTY;
-    for slot in &bucket[..BUCKET_ENTRIES] {
-        let entry = Entry(slot.load());
-        if entry.tag() == tag_of(hash) {
-            found = entry;
-            break;
-        }
-    }
+    let (home, tag) = (index.home(hash), tag_of(hash));
+    let found = match entry(bucket(index, home)?, tag) {
+        Some(entry) => entry,
+        // What did not fit its own bucket.
+        None => entry(bucket(index, index.alternate(home, tag))?, tag)?,
+    };
     let (slot, at) = place(found.location());
     let record = Maps.heap_segment(slot)?.words::<RECORD_WORDS>(at)?;
     let head = RecordHead(record[0].load());
@@ -146,17 +143,29 @@ fn line_of_index() -> Option<(u32, u64)> {
     // SAFETY: benchmarks run one program at a time.
     let number = unsafe { &*TEMPLATE.get_ptr(0)? }.drawn();
     let index = IndexRef(Maps.control()?.index.load());
-    let bucket = bucket(index, u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15))?;
+    let mixed = u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let bucket = bucket(index, index.home(mixed))?;
     let word = bucket[BUCKET_ENTRIES].load();
     used(word)?;
     Some((number, word))
 }
 
 #[inline(always)]
-fn bucket(index: IndexRef, hash: u64) -> Option<&'static [Word; BUCKET_WORDS]> {
-    let home = index.home(hash);
-    let segment = Maps.index_segment(index.first_slot() + home / SEGMENT_BUCKETS)?;
-    segment.words((home % SEGMENT_BUCKETS) as usize * BUCKET_WORDS)
+fn bucket(index: IndexRef, at: u32) -> Option<&'static [Word; BUCKET_WORDS]> {
+    let segment = Maps.index_segment(index.first_slot() + at / SEGMENT_BUCKETS)?;
+    segment.words((at % SEGMENT_BUCKETS) as usize * BUCKET_WORDS)
+}
+
+/// The first entry with this tag.
+#[inline(always)]
+fn entry(bucket: &[Word; BUCKET_WORDS], tag: u32) -> Option<Entry> {
+    for slot in &bucket[..BUCKET_ENTRIES] {
+        let entry = Entry(slot.load());
+        if entry.tag() == tag {
+            return Some(entry);
+        }
+    }
+    None
 }
 
 /// Multilinear hashing, as in [`hash`]; the root label does not count.
