@@ -6,7 +6,8 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{
     Source,
-    contents::{Drawn, Page, Panel, Section, Tile, quartiles},
+    contents::{Page, Section, Tile},
+    panel::{Drawn, Panel, quartiles},
     plot::Told,
 };
 use crate::{
@@ -25,6 +26,10 @@ const PHONE: i32 = 320;
 /// A plot can't be drawn.
 pub(super) fn page(page: &Page) -> Result<String> {
     let sections: Vec<Markup> = page.sections.iter().map(section).collect::<Result<_>>()?;
+    let beginning = page.beginning.as_ref();
+    let beginning = beginning
+        .map(|(panel, source)| self::panel(panel, source))
+        .transpose()?;
     let markup = html! {
         (DOCTYPE)
         html lang="en" {
@@ -43,7 +48,8 @@ pub(super) fn page(page: &Page) -> Result<String> {
                     h1 { "How fast Peak is, and how that was measured" }
                     p .lead {
                         "Peak answers DNS queries for Kubernetes services from the network driver. Every figure below names the command "
-                        "that gives it again and the samples that it was made of, which are in this file."
+                        "that gives it again and the samples that it was made of, which are in this file. Measured on " (page.setting) ": "
+                        a href="#limits" { "what that means" } "."
                     }
                     nav aria-label="Sections" {
                         ul {
@@ -61,6 +67,7 @@ pub(super) fn page(page: &Page) -> Result<String> {
                             ul .tiles {
                                 @for tile in &page.tiles { (self::tile(tile)) }
                             }
+                            @if let Some(beginning) = &beginning { (beginning) }
                         }
                     }
                     section aria-labelledby="limits" {

@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 
 use super::{
     Source,
-    contents::{Drawn, Page, Panel, Section, quartiles},
+    contents::{Page, Section},
+    panel::{Drawn, Panel, quartiles},
     plot::Told,
 };
 use crate::{
@@ -39,11 +40,13 @@ pub(super) fn write(page: &Page, folder: &Path) -> Result<()> {
                 .with_context(|| format!("cannot remove {}", entry.path().display()))?;
         }
     }
-    let mut text = String::from(
+    let mut text = format!(
         "# Performance\n\n\
          <!-- Made by `cargo xtask bench report` from bench/results: what is changed here is lost. -->\n\n\
          How fast Peak is, and how that was measured. Each figure names the command that gives it again and the samples that it was made \
-         of. `cargo xtask bench report` makes the same as one HTML page.\n",
+         of. `cargo xtask bench report` makes the same as one HTML page. Measured on {}: \
+         [what that means](#before-you-believe-any-of-it).\n",
+        page.setting
     );
     if !page.tiles.is_empty() {
         text += "\n| | | gate | aim |\n|---|---|---|---|\n";
@@ -64,6 +67,9 @@ pub(super) fn write(page: &Page, folder: &Path) -> Result<()> {
                 said(tile.aim)
             )?;
         }
+    }
+    if let Some((panel, source)) = &page.beginning {
+        self::panel(&mut text, panel, source, folder)?;
     }
     text += "\n## Before you believe any of it\n\n";
     for limit in &page.limits {

@@ -1,9 +1,12 @@
 //! `cargo xtask bench report`: what was measured, drawn, as a page that needs nothing else and as docs/performance.md.
 
+mod chapters;
 mod contents;
 mod html;
 mod markdown;
+mod panel;
 mod plot;
+mod words;
 
 use std::{
     env, fs,
