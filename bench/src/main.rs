@@ -7,6 +7,7 @@ mod load;
 mod memory;
 mod number;
 mod page;
+mod peers;
 mod progress;
 mod propagation;
 mod report;
@@ -29,6 +30,7 @@ struct Cli {
 enum Benchmark {
     Compare(compare::Args),
     Kernel(kernel::Args),
+    Peers(peers::Args),
     Propagation(propagation::Args),
     Report(page::Args),
     Scale(scale::Args),
@@ -38,6 +40,7 @@ enum Benchmark {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().benchmark {
         Benchmark::Kernel(args) => kernel::run(&args),
+        Benchmark::Peers(args) => peers::run(&args),
         Benchmark::Propagation(args) => propagation::run(&args),
         Benchmark::Wire(args) => wire::run(&args),
         Benchmark::Report(args) => page::run(&args),

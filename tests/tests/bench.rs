@@ -241,3 +241,76 @@ fn both_servers_know_a_cluster_and_answer_its_changes() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn every_peer_is_asked_every_mix_that_it_can_answer() -> Result<()> {
+    let results = run("peers", &[])?;
+    let found: BTreeSet<_> = results
+        .iter()
+        .map(|result| {
+            let labels = &result["labels"];
+            ["name", "server", "mix", "load"].map(|key| {
+                let value = if key == "name" {
+                    &result[key]
+                } else {
+                    &labels[key]
+                };
+                value.as_str().unwrap_or_default().to_owned()
+            })
+        })
+        .collect();
+    let servers = [
+        "peak",
+        "peak-fallback",
+        "coredns",
+        "coredns-file",
+        "knot-xdp",
+        "knot",
+        "nsd",
+        "unbound",
+        "bind",
+        "pdns",
+    ];
+    let forwards = |server| ["peak", "peak-fallback", "coredns", "unbound"].contains(&server);
+    let mut wanted = BTreeSet::new();
+    let mut want = |name: &str, server: &str, mix: &str, load: &str| {
+        wanted.insert([name, server, mix, load].map(str::to_owned));
+    };
+    for server in servers {
+        want("resident", server, "", "");
+        for mix in ["uniform", "zipf", "nxdomain", "cluster"] {
+            if mix == "cluster" && !forwards(server) {
+                continue;
+            }
+            want("answers_per_second", server, mix, "");
+            want("answers_per_cpu_second", server, mix, "");
+            want("latency", server, mix, "moderate");
+            want("latency", server, mix, "half");
+            if server.starts_with("peak") {
+                want("kernel_share", server, mix, "");
+                want("times_coredns", server, mix, "");
+            }
+            if server == "peak" && mix != "cluster" {
+                want("times_knot_xdp", server, mix, "");
+            }
+            if server == "peak-fallback" && mix != "cluster" {
+                want("times_nsd", server, mix, "");
+            }
+        }
+    }
+    assert_eq!(found, wanted);
+    for result in &results {
+        let share = result["name"] == "kernel_share";
+        assert!(share || result["min"].as_f64() > Some(0.0), "{result}");
+        if share {
+            // Names of pods that are made up, and names outside, are the fallback's: 7 of 25 of the mix of a cluster.
+            let least = match result["labels"]["mix"].as_str() {
+                _ if result["labels"]["server"] == "peak-fallback" => 0.0,
+                Some("cluster") => 0.6,
+                _ => 0.9,
+            };
+            assert!(result["median"].as_f64() >= Some(least), "{result}");
+        }
+    }
+    Ok(())
+}

@@ -42,6 +42,8 @@ enum Benchmark {
     Wire,
     /// What a thousand to a million names cost: hits and misses, kernel memory, loading, changes; in some minutes
     Scale,
+    /// Beside CoreDNS, Knot, NSD, Unbound, BIND and PowerDNS, each on one processor with the same names, in a quarter of an hour
+    Peers,
     /// Draws what was measured: a page that works offline, and docs/performance.md
     Report,
     /// What got faster or slower between two runs, and whether their spread lets one say so
@@ -80,6 +82,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Benchmark::Propagation => {
             prerequisites::check(Purpose::Test)?;
             let assets = control_plane::assets()?;
+            build::build(true)?;
+            command = process::privileged(program()?);
+            command
+                .arg(benchmark.get_name())
+                .env(control_plane::ASSETS, assets);
+        }
+        Benchmark::Peers => {
+            prerequisites::check(Purpose::Test)?;
+            let assets = peers::assets()?;
             build::build(true)?;
             command = process::privileged(program()?);
             command

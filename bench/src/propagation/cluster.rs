@@ -185,10 +185,10 @@ impl Cluster {
 }
 
 /// A path of the API, and an object to be made there.
-pub(super) type Creation = (String, Value);
+pub(crate) type Creation = (String, Value);
 
 /// A namespace.
-pub(super) fn namespace(name: &str) -> Creation {
+pub(crate) fn namespace(name: &str) -> Creation {
     let object = json!({
         "apiVersion": "v1", "kind": "Namespace",
         "metadata": {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "baseline"}},
@@ -247,7 +247,7 @@ pub(super) fn slice_name(service: &str, index: u32) -> String {
 }
 
 /// A slice as the controller writes it.
-pub(super) fn slice(namespace: &str, service: &str, index: u32, endpoints: &[Value]) -> Creation {
+pub(crate) fn slice(namespace: &str, service: &str, index: u32, endpoints: &[Value]) -> Creation {
     let mut labels = labels(service);
     labels["kubernetes.io/service-name"] = service.into();
     labels["endpointslice.kubernetes.io/managed-by"] = "endpointslice-controller.k8s.io".into();
@@ -291,7 +291,7 @@ fn endpoint(service: &Service, index: u32, address: Ipv6Addr, node: u32) -> Valu
 }
 
 /// An endpoint without a hostname.
-pub(super) fn pod_endpoint(namespace: &str, pod: &str, address: Ipv6Addr, node: u32) -> Value {
+pub(crate) fn pod_endpoint(namespace: &str, pod: &str, address: Ipv6Addr, node: u32) -> Value {
     json!({
         "addresses": [address],
         "conditions": {"ready": true, "serving": true, "terminating": false},
@@ -310,7 +310,7 @@ fn uid(number: u32) -> String {
 ///
 /// # Errors
 /// The API server refuses one.
-pub(super) fn create(
+pub(crate) fn create(
     plane: &ControlPlane,
     objects: impl IntoIterator<Item = Creation>,
 ) -> Result<()> {

@@ -5,9 +5,9 @@
 //! other. The control plane and both servers are in the namespace of a node, who asks is in another, a veth pair away.
 
 mod change;
-mod cluster;
+pub(crate) mod cluster;
 mod process;
-pub(crate) use self::process::kernel_memory;
+pub(crate) use self::process::{Memory, kernel_memory};
 mod server;
 
 use std::{thread, time::Duration};
@@ -19,7 +19,6 @@ use peak_tests::{Component, ControlPlane, Net, pass};
 use self::{
     change::{Asked, Changer, Changing, Times},
     cluster::Cluster,
-    process::Memory,
     server::{Kind, Server},
 };
 use crate::{

@@ -18,9 +18,9 @@ const BPF_MAP_TYPE_ARRAY_OF_MAPS: u64 = 12;
 
 /// A process' memory, in bytes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     /// Resident now, without what is mapped of BPF maps: that is the kernel's, and counted by [`kernel_memory`].
-    pub(super) resident: u64,
+    pub(crate) resident: u64,
     /// The most that was ever resident, BPF maps included: the kernel does not tell what it was made of.
     pub(super) peak: u64,
 }
@@ -28,7 +28,7 @@ pub(super) struct Memory {
 impl Memory {
     /// # Errors
     /// The process has ended, or isn't ours to look at.
-    pub(super) fn of(process: u32) -> Result<Self> {
+    pub(crate) fn of(process: u32) -> Result<Self> {
         let status = read(process, "status")?;
         let (resident, peak) = (field(&status, "VmRSS:")?, field(&status, "VmHWM:")?);
         let maps = mapped_maps(&read(process, "smaps")?);
