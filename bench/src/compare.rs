@@ -8,7 +8,6 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use fastrand::Rng;
 use serde::Serialize;
 
 use crate::{
@@ -104,7 +103,6 @@ impl Comparison {
             old.benchmark,
             new.benchmark
         );
-        let mut random = Rng::with_seed(0);
         let has = |report: &Report, figure: &Figure| {
             report.results.iter().any(|other| is_same(other, figure))
         };
@@ -116,7 +114,7 @@ impl Comparison {
         };
         let figures = old.results.iter().filter_map(|figure| {
             let later = new.results.iter().find(|other| is_same(other, figure))?;
-            Some(Compared::new(figure, later, least, &mut random))
+            Some(Compared::new(figure, later, least))
         });
         Ok(Self {
             benchmark: old.benchmark.to_string(),
@@ -198,7 +196,7 @@ fn warnings(old: &Report, new: &Report) -> Vec<String> {
 }
 
 impl Compared {
-    fn new(old: &Figure, new: &Figure, least: f64, random: &mut Rng) -> Self {
+    fn new(old: &Figure, new: &Figure, least: f64) -> Self {
         let yardsticks = old.yardsticks.zip(new.yardsticks);
         let yardsticks = yardsticks.filter(|(old, new)| old.median > 0.0 && new.median > 0.0);
         let of_medians = (old.median > 0.0 && new.median > 0.0).then(|| new.median / old.median);
@@ -207,7 +205,7 @@ impl Compared {
             (of_medians, _) => of_medians,
         };
         let interval = of_medians.zip(ratio).and_then(|(of_medians, ratio)| {
-            let (low, high) = interval(old, new, random)?;
+            let (low, high) = interval(old, new)?;
             // As wide as that of the times, about the ratio in yardsticks.
             Some((low * ratio / of_medians, high * ratio / of_medians))
         });
@@ -265,18 +263,20 @@ fn said(verdict: Verdict, ratio: f64, unit: &str) -> &'static str {
     }
 }
 
-/// How often a pair of medians is drawn.
-const DRAWS: usize = 4000;
-/// Outside the interval on either side.
-const TAIL: f64 = 0.005;
-/// Fewer samples than this say nothing at 99 %: the median lies outside all of n in one case of 2ⁿ⁻¹.
-const FEWEST: u64 = 9;
-/// A histogram doesn't tell in which order its samples came. They count as this many, for neighbours among millions of replies
-/// are alike.
-const HISTOGRAM: u64 = 1000;
+/// How likely the ratio is below its interval, and as likely above.
+const OUTSIDE: f64 = 0.005;
+/// OUTSIDE of a normal distribution's values are this many standard deviations below its mean.
+const DEVIATIONS: f64 = 2.576;
+/// A histogram doesn't tell in which order its samples came. They count as so many at most, for neighbours among millions of
+/// replies are alike.
+const HISTOGRAM: u64 = 500;
+/// So many pairs, or fewer, are counted out.
+const EXACT: usize = 400;
 
-/// In which the ratio of the true medians lies in 99 cases of 100.
-fn interval(old: &Figure, new: &Figure, random: &mut Rng) -> Option<(f64, f64)> {
+/// In which new by old lies in 99 cases of 100, whatever the samples' distribution: by the test of Mann and Whitney, as Hodges
+/// and Lehmann make an interval of it. Of all ratios of a new sample to an old one, it leaves out as many of the least, and of the
+/// greatest, as chance alone would seldom put there. Nothing if there are too few samples.
+fn interval(old: &Figure, new: &Figure) -> Option<(f64, f64)> {
     // Counted, not measured: what the verifier or the compiler says of a program is the same each time.
     if [old, new]
         .iter()
@@ -285,83 +285,91 @@ fn interval(old: &Figure, new: &Figure, random: &mut Rng) -> Option<(f64, f64)> 
         let ratio = new.median / old.median;
         return Some((ratio, ratio));
     }
-    let (old, new) = (Median::of(&old.raw)?, Median::of(&new.raw)?);
-    let mut ratios: Vec<_> = (0..DRAWS)
-        .map(|_| {
-            let (old, new) = (old.draw(random), new.draw(random));
-            // What isn't above nothing has no ratio.
-            if old > 0.0 { new / old } else { f64::INFINITY }
-        })
-        .collect();
-    ratios.sort_by(f64::total_cmp);
-    let outside = (DRAWS as f64 * TAIL) as usize;
-    Some((ratios[outside], ratios[DRAWS - 1 - outside]))
+    let [(old, old_worth), (new, new_worth)] = [old, new].map(|figure| samples(&figure.raw));
+    let left_out = left_out(old_worth, new_worth)?;
+    let pairs = old.iter().flat_map(|&old| {
+        // What isn't above nothing has no ratio.
+        new.iter()
+            .map(move |&new| if old > 0.0 { new / old } else { f64::INFINITY })
+    });
+    let mut ratios: Vec<_> = pairs.collect();
+    let last = ratios.len() - 1;
+    let at = (left_out * ratios.len() as f64) as usize;
+    let mut nth = |at| *ratios.select_nth_unstable_by(at, f64::total_cmp).1;
+    Some((nth(at), nth(last - at)))
 }
 
-/// What samples tell of the true median, whatever their distribution: each of n independent ones lies below it as a coin falls, so
-/// that the median is above k of them with the probability that k of n coins show heads.
-struct Median {
-    /// Values in order, each with how many samples are no greater.
-    cumulative: Vec<(f64, u64)>,
-    /// How many independent samples they are worth.
-    independent: u64,
+/// The part of all pairs' ratios that is below the interval, of samples so many each.
+fn left_out(old: usize, new: usize) -> Option<f64> {
+    let pairs = old * new;
+    let below = if pairs <= EXACT {
+        let ways = ways(old, new);
+        let all: f64 = ways.iter().sum();
+        let mut sum = 0.0;
+        let seldom = ways.iter().take_while(|&&ways| {
+            sum += ways;
+            sum / all <= OUTSIDE
+        });
+        // The interval begins with the last one of these.
+        seldom.count().checked_sub(1)? as f64
+    } else {
+        let pairs = pairs as f64;
+        let deviation = (pairs * (old + new + 1) as f64 / 12.0).sqrt();
+        pairs / 2.0 - DEVIATIONS * deviation
+    };
+    (below >= 0.0).then(|| below / pairs as f64)
 }
 
-impl Median {
-    /// Nothing if there are too few samples.
-    fn of(raw: &Raw) -> Option<Self> {
-        let (mut values, independent) = match raw {
-            Raw::Samples(samples) => {
-                let values = samples
-                    .iter()
-                    .map(|&sample| (sample, 1))
-                    .collect::<Vec<_>>();
-                (values, independent(samples))
-            }
-            Raw::Histogram(buckets) => {
-                let total: u64 = buckets.iter().map(|(_, count)| count).sum();
-                (buckets.clone(), total.min(HISTOGRAM))
-            }
-        };
-        values.sort_by(|(a, _), (b, _)| a.total_cmp(b));
-        let mut total = 0;
-        for (_, count) in &mut values {
-            total += *count;
-            *count = total;
+/// In how many ways 0, 1, 2, … of all pairs have the new sample below the old one, if any order of the samples is as likely as any
+/// other: the coefficients of the Gaussian binomial.
+fn ways(old: usize, new: usize) -> Vec<f64> {
+    let mut ways = vec![0.0; old * new + 1];
+    ways[0] = 1.0;
+    for i in 1..=new {
+        for pairs in (old + i..ways.len()).rev() {
+            ways[pairs] -= ways[pairs - old - i];
         }
-        (independent >= FEWEST).then_some(Self {
-            cumulative: values,
-            independent,
-        })
+        for pairs in i..ways.len() {
+            ways[pairs] += ways[pairs - i];
+        }
     }
+    ways
+}
 
-    fn draw(&self, random: &mut Rng) -> f64 {
-        let rest = random.u64(..) & ((1 << (self.independent % 64)) - 1);
-        let between = random.f64() - 0.5;
-        let words = (0..self.independent / 64).map(|_| random.u64(..));
-        let heads: u32 = words.chain([rest]).map(u64::count_ones).sum();
-        let (_, total) = *self.cumulative.last().expect("there are enough");
-        let rank = f64::from(heads) / self.independent as f64 * total as f64;
-        let at = self
-            .cumulative
-            .partition_point(|(_, no_greater)| (*no_greater as f64) < rank + between);
-        self.cumulative[at.min(self.cumulative.len() - 1)].0
+/// Samples, or what stands for those of a histogram; and how many independent ones they are worth.
+fn samples(raw: &Raw) -> (Vec<f64>, usize) {
+    match raw {
+        Raw::Samples(samples) => (samples.clone(), independent(samples)),
+        Raw::Histogram(buckets) => {
+            let total: u64 = buckets.iter().map(|(_, count)| count).sum();
+            let kept = total.min(HISTOGRAM);
+            let mut buckets = buckets.iter();
+            let mut reached = (0.0, 0);
+            let quantile = |i: u64| {
+                // In the middle of the i-th of equal parts.
+                while reached.1 * kept * 2 <= (2 * i + 1) * total {
+                    let Some((value, count)) = buckets.next() else {
+                        break;
+                    };
+                    reached = (*value, reached.1 + count);
+                }
+                reached.0
+            };
+            ((0..kept).map(quantile).collect(), kept as usize)
+        }
     }
 }
 
-/// How many independent samples these are worth. Where a neighbour comes and goes, samples one after the other are alike: what
-/// one of them says of the median, the next only repeats. By the correlation between being above the median now and a while later.
-fn independent(samples: &[f64]) -> u64 {
+/// How many independent samples these are worth. Where a neighbour comes and goes, samples one after the other are alike, and the
+/// next only repeats what one has said. By the correlation between being above the median now and a while later.
+fn independent(samples: &[f64]) -> usize {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let Some(&median) = sorted.get(samples.len() / 2) else {
         return 0;
     };
-    let sides: Vec<f64> = samples
-        .iter()
-        .map(|sample| sample.total_cmp(&median) as i8)
-        .map(f64::from)
-        .collect();
+    let sides = samples.iter().map(|sample| sample.total_cmp(&median) as i8);
+    let sides: Vec<_> = sides.map(f64::from).collect();
     let count = samples.len() as f64;
     let noise = 2.0 / count.sqrt();
     let correlation = |lag: usize| {
@@ -372,7 +380,7 @@ fn independent(samples: &[f64]) -> u64 {
         .map(correlation)
         .take_while(|&correlation| correlation > noise)
         .sum();
-    (count / (1.0 + 2.0 * repeated)).round() as u64
+    (count / (1.0 + 2.0 * repeated)).round() as usize
 }
 
 /// A comparison as a table, with or without colours.
@@ -456,6 +464,8 @@ impl fmt::Display for Printed<'_> {
 
 #[cfg(test)]
 mod tests {
+    use fastrand::Rng;
+
     use super::*;
     use crate::report::{Label, Ratios, Samples};
 
@@ -553,18 +563,18 @@ mod tests {
 
     #[test]
     fn few_samples_say_nothing_and_counts_say_all() {
-        let few = |value| {
-            run(&[(
-                "start",
-                Better::Lower,
-                "s",
-                Samples(vec![value, value * 1.01, value * 1.02]),
-            )])
+        let few = |count: u32, value: f64| {
+            let samples = (0..count).map(|i| value * (1.0 + f64::from(i) / 100.0));
+            run(&[("start", Better::Lower, "s", Samples(samples.collect()))])
         };
-        let comparison = compared(&few(1.0), &few(2.0));
+        let comparison = compared(&few(4, 1.0), &few(4, 2.0));
         assert_eq!(comparison.figures[0].verdict, Verdict::Unclear);
-        assert_eq!(comparison.figures[0].ratio, Some(2.0));
         assert_eq!(comparison.figures[0].interval, None);
+        // Of the 252 orders of five and five, one has all the new ones above the old ones.
+        let comparison = compared(&few(5, 1.0), &few(5, 2.0));
+        assert_eq!(comparison.figures[0].verdict, Verdict::Worse);
+        let comparison = compared(&few(5, 1.0), &few(5, 1.03));
+        assert_eq!(comparison.figures[0].verdict, Verdict::Unclear);
 
         let counted = |count| {
             let mut report = Report::new("kernel");
@@ -602,6 +612,16 @@ mod tests {
         assert_ne!(figure.verdict, Verdict::Worse);
         let comparison = compared(&with(100.0, 1.5, 1), &with(100.0, 1.8, 2));
         assert_eq!(comparison.figures[0].verdict, Verdict::Worse);
+    }
+
+    #[test]
+    fn orders_are_counted() {
+        // Partitions of 0 to 5 into at most four parts of at most four.
+        assert_eq!(ways(4, 4)[..6], [1.0, 1.0, 2.0, 3.0, 5.0, 5.0]);
+        assert_eq!(ways(4, 4).iter().sum::<f64>(), 70.0);
+        let (exact, about) = (left_out(20, 20), left_out(21, 20));
+        let (exact, about) = (exact.expect("enough"), about.expect("enough"));
+        assert!((exact - about).abs() < 0.02, "{exact} {about}");
     }
 
     #[test]
