@@ -134,12 +134,15 @@ impl Plot {
         }
         let (_, elements) = drawn.split_once(">\n").unwrap_or_default();
         let elements = elements.trim_end().trim_end_matches("</svg>");
+        // Alone it has a margin of its own; in a page it is in line with the text.
+        let margin = if told.style.is_some() { 16 } else { 0 };
+        let (full_width, full_height) = (width + 2 * margin, height + 2 * margin);
         let title = format!("{}-title", told.id);
         let description = format!("{}-description", told.id);
         Ok(html! {
             svg xmlns="http://www.w3.org/2000/svg" id=(told.id) role="img"
                 aria-labelledby={ (title) " " (description) }
-                width=(width) height=(height) viewBox={ "0 0 " (width) " " (height) }
+                width=(full_width) height=(full_height) viewBox={ (-margin) " " (-margin) " " (full_width) " " (full_height) }
                 font-family="system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
                 data-values=(self.values()) {
                 title id=(title) { (told.title) }
