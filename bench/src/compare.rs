@@ -498,13 +498,13 @@ mod tests {
     fn a_real_change_is_told_with_its_direction() {
         let old = run(&[
             ("hit", Better::Lower, "ns", samples(100.0, 150, 1)),
-            ("rate", Better::Higher, "answers/s", samples(100.0, 150, 2)),
+            ("rate", Better::Higher, "1/s", samples(100.0, 150, 2)),
             ("resident", Better::Lower, "MB", samples(100.0, 150, 3)),
             ("mix", Better::None, "%", samples(100.0, 150, 4)),
         ]);
         let new = run(&[
             ("hit", Better::Lower, "ns", samples(80.0, 150, 5)),
-            ("rate", Better::Higher, "answers/s", samples(80.0, 150, 6)),
+            ("rate", Better::Higher, "1/s", samples(80.0, 150, 6)),
             ("resident", Better::Lower, "MB", samples(120.0, 150, 7)),
             ("mix", Better::None, "%", samples(120.0, 150, 8)),
         ]);

@@ -30,6 +30,20 @@ fn run(benchmark: &str, arguments: &[&str]) -> Result<Vec<Value>> {
     assert_eq!(report["benchmark"], benchmark);
     let kept: Value = serde_json::from_str(&fs::read_to_string(&file)?)?;
     assert_eq!(kept, report);
+    let page = folder.path().join("report.html");
+    let drawn = Command::new(program("peak-bench")?)
+        .arg("report")
+        .arg(&file)
+        .arg("--out")
+        .arg(&page)
+        .output()?;
+    assert!(
+        drawn.status.success(),
+        "{}",
+        String::from_utf8_lossy(&drawn.stderr)
+    );
+    let page = fs::read_to_string(page)?;
+    assert!(!page.contains("Not in these results"), "{benchmark}");
     assert!(report["machine"]["kernel"].is_string());
     let (commit, time) = (&report["commit"], &report["time"]);
     assert!(commit.as_str().is_some_and(|commit| commit != "unknown"));

@@ -106,7 +106,7 @@ impl Shown {
                         label: format!("{}, {y_label}", unit_shown(&unit)),
                         log: y_log,
                     },
-                    lines: lines(&figures, x, percentiles),
+                    lines: lines(&figures, x, percentiles, y_log),
                 })
             }
             Kind::Stacks { rows, parts } => stacks(&figures, &unit, rows, parts),
@@ -192,7 +192,7 @@ fn stacks(figures: &[&Figure], unit: &str, rows: &str, parts: &str) -> Plot {
 /// What is drawn of a figure for each value of a line.
 type Of = (&'static str, fn(&Figure) -> Option<f64>);
 
-fn lines(figures: &[&Figure], x: &str, percentiles: bool) -> Vec<Line> {
+fn lines(figures: &[&Figure], x: &str, percentiles: bool, log: bool) -> Vec<Line> {
     let of: &[Of] = if percentiles {
         &[
             ("p50", |figure| Some(figure.median)),
@@ -216,6 +216,8 @@ fn lines(figures: &[&Figure], x: &str, percentiles: bool) -> Vec<Line> {
                     })
                 })
                 .collect();
+            // On a logarithm only what is above nothing has a place.
+            points.retain(|point| !log || point.y > 0.0);
             points.sort_by(|a, b| a.x.total_cmp(&b.x));
             // A line needs two.
             if points.len() > 1 {

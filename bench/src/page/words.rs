@@ -56,8 +56,8 @@ pub(super) fn unit_shown(unit: &str) -> String {
         "s" => "seconds",
         "MB" => "megabytes",
         "x" => "times",
-        "1/s" | "answers/s" => "answers a second",
-        "answers/CPU-s" => "answers for a processor's second",
+        "1/s" => "answers a second",
+        "1/CPU-s" => "answers for a processor's second",
         unit => unit,
     }
     .to_owned()
