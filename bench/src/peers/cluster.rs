@@ -134,7 +134,7 @@ impl Cluster {
         let mut zone = fs::read_to_string(file)?;
         for pod in 0..SPELLED_PODS {
             let (name, address) = spelled_pod(pod);
-            writeln!(zone, "{name}. IN A {address}")?;
+            writeln!(zone, "{name}.\tIN\tA\t{address}")?;
         }
         fs::write(file, zone).with_context(|| format!("cannot write {}", file.display()))
     }

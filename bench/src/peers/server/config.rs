@@ -151,9 +151,9 @@ zone:
     )
 }
 
-/// One thread. The zone is an authority zone that is answered downstream, Unbound's way to serve one. Names outside go to the
-/// upstream and into its cache. Nothing is signed, so that the module that validates is left out. A large receive buffer and
-/// `so-reuseport` are recommended by its guide to performance.
+/// One thread. The zone is local data ([`unbound_data`]): an `auth-zone` that is answered downstream took a quarter more time for an
+/// answer. Names outside go to the upstream and into its cache. Nothing is signed, so that the module that validates is left out.
+/// Large buffers of sockets and `so-reuseport` are recommended by its guide to performance.
 pub(super) fn unbound(place: &Place<'_>) -> String {
     let Place {
         listen, upstream, ..
@@ -181,14 +181,10 @@ server:
     chroot: \"\"
     directory: \"{folder}\"
     pidfile: \"\"
+    local-zone: \"{ZONE}.\" static
+    include: \"{folder}/data.conf\"
 remote-control:
     control-enable: no
-auth-zone:
-    name: \"{ZONE}\"
-    zonefile: \"{}\"
-    for-downstream: yes
-    for-upstream: no
-    fallback-enabled: no
 forward-zone:
     name: \".\"
     forward-addr: {}@{}
@@ -196,10 +192,42 @@ forward-zone:
         listen.ip(),
         listen.port(),
         listen.port(),
-        place.zone_file.display(),
         upstream.ip(),
         upstream.port()
     )
+}
+
+/// The records of a zone file, as `peak export` writes them, as local data of Unbound's: with whole names, because it knows of no
+/// origin there.
+pub(super) fn unbound_data(zone: &str) -> String {
+    let whole = |name: &str| match name {
+        "@" => format!("{ZONE}."),
+        name if name.ends_with('.') => name.to_owned(),
+        name => format!("{name}.{ZONE}."),
+    };
+    let mut ttl = "";
+    let mut lines = String::new();
+    for line in zone.lines() {
+        if let Some(given) = line.strip_prefix("$TTL ") {
+            ttl = given;
+        }
+        let [owner, class, rtype, data] = line.split('\t').collect::<Vec<_>>()[..] else {
+            continue;
+        };
+        let mut words: Vec<_> = data.split(' ').map(str::to_owned).collect();
+        let names = match rtype {
+            "SOA" => 0..2,
+            "NS" | "CNAME" | "PTR" => 0..1,
+            "SRV" => 3..4,
+            _ => 0..0,
+        };
+        for word in &mut words[names] {
+            *word = whole(word);
+        }
+        let (owner, data) = (whole(owner), words.join(" "));
+        lines += &format!("local-data: '{owner} {ttl} {class} {rtype} {data}'\n");
+    }
+    lines
 }
 
 /// An authoritative server, as its manual has it: no recursion, no transfers. `minimal-responses` leaves the NS records and their

@@ -368,7 +368,11 @@ fn other(kind: Kind, site: &Site<'_>, listen: SocketAddr, folder: &Path) -> Resu
         Kind::KnotXdp => config::knot(&place, true),
         Kind::Knot => config::knot(&place, false),
         Kind::Nsd => config::nsd(&place),
-        Kind::Unbound => config::unbound(&place),
+        Kind::Unbound => {
+            let zone = fs::read_to_string(site.zone_file)?;
+            fs::write(folder.join("data.conf"), config::unbound_data(&zone))?;
+            config::unbound(&place)
+        }
         Kind::Bind => config::bind(&place),
         Kind::Pdns => {
             fs::write(folder.join("zones.conf"), config::pdns_zones(&place))?;
@@ -478,7 +482,6 @@ mod tests {
             config::coredns_file(&place),
             config::knot(&place, false),
             config::nsd(&place),
-            config::unbound(&place),
             config::bind(&place),
         ];
         for text in of_file {
@@ -494,6 +497,26 @@ mod tests {
             "{xdp}"
         );
         assert!(config::coredns(&place).contains("forward . [fd00:10:1::2]:5300"));
-        assert!(config::unbound(&place).contains("forward-addr: fd00:10:1::2@5300"));
+        let unbound = config::unbound(&place);
+        assert!(unbound.contains("interface: fd00:10:1::1@53"), "{unbound}");
+        assert!(
+            unbound.contains("forward-addr: fd00:10:1::2@5300"),
+            "{unbound}"
+        );
+    }
+
+    #[test]
+    fn a_zone_file_becomes_local_data() {
+        let zone = "; a comment\n$ORIGIN cluster.local.\n$TTL 5\n@\tIN\tSOA\tns.dns hostmaster 1 2 3 4 5\n\
+                    web\tIN\tAAAA\tfd00::1\nhttp.web\tIN\tSRV\t0 100 80 web\nout\tIN\tCNAME\ta.example.\n\
+                    v\tIN\tTXT\t\"1.1.0\"\n";
+        let wanted = "\
+local-data: 'cluster.local. 5 IN SOA ns.dns.cluster.local. hostmaster.cluster.local. 1 2 3 4 5'
+local-data: 'web.cluster.local. 5 IN AAAA fd00::1'
+local-data: 'http.web.cluster.local. 5 IN SRV 0 100 80 web.cluster.local.'
+local-data: 'out.cluster.local. 5 IN CNAME a.example.'
+local-data: 'v.cluster.local. 5 IN TXT \"1.1.0\"'
+";
+        assert_eq!(config::unbound_data(zone), wanted);
     }
 }
