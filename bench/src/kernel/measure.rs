@@ -8,9 +8,9 @@ use aya::{
     maps::{Array, HashMap, MapData},
 };
 use peak_common::{
-    abi::{COUNTERS, Control},
+    abi::Control,
     bench::{FRAME, KEY, NAME, NAME_AT, Template},
-    verdict::Verdict,
+    verdict::{PassReason, Verdict},
 };
 use peak_userspace::{
     dataplane::{
@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     frame,
-    report::{Ratios, Samples, Summary},
+    report::{Label, Ratios, Samples, Summary},
 };
 
 /// The loopback device's index, and its slot: where BPF_PROG_TEST_RUN's frames come in.
@@ -42,6 +42,8 @@ const WHOLE_BUFFER: usize = 4096 - 256 - 320;
 /// holds.
 const WARMING: u32 = 2;
 const MOST_WARMING: u32 = 1 << 19;
+/// One in so many packets at most is for a name that the fallback knows, where there are more names than that.
+const FEW: u32 = 500;
 
 /// Programs that every case needs: what is subtracted, and what is compared with.
 const ALWAYS: [&str; 3] = ["pass", "restore_only", "yardstick"];
@@ -127,6 +129,15 @@ impl Measured {
     /// What it costs, above restoring the frame.
     pub(crate) fn cost(&self) -> Summary {
         self.whole.without(&self.restore)
+    }
+
+    /// What its figures are labelled with.
+    pub(crate) fn labels(&self) -> Vec<(&'static str, Label)> {
+        let label = self.case.label.map(|(label, value)| (label, value.into()));
+        [("names", self.names.into())]
+            .into_iter()
+            .chain(label)
+            .collect()
     }
 
     /// The same, round by round.
@@ -260,21 +271,16 @@ impl Bench {
         measured.whole.0.push(sample);
         let after = self.program.counters(IFINDEX)?;
         self.enter(State::Ready);
-        let ended: Vec<_> = (0..COUNTERS)
-            .map(|i| (i, after[i] - before[i]))
+        let ended: Vec<_> = Verdict::all()
+            .map(|verdict| (verdict, after[verdict.index()] - before[verdict.index()]))
             .filter(|&(_, packets)| packets != 0)
-            .map(|(i, packets)| (Verdict::all().nth(i), packets))
-            .collect();
-        let wanted: Vec<_> = case
-            .verdict
-            .map(|verdict| (Some(verdict), u64::from(runs)))
-            .into_iter()
             .collect();
         ensure!(
-            ended == wanted,
-            "{}, one of {} names: {runs} packets should have ended as {wanted:?}, and ended as {ended:?}",
+            as_wanted(&ended, case.verdict, runs, measured.names),
+            "{}, one of {} names: {runs} packets should have ended as {:?}, and ended as {ended:?}",
             case.title(),
             measured.names,
+            case.verdict,
         );
 
         let sample = self.batch("yardstick", &stored, runs)?;
@@ -321,8 +327,50 @@ impl Bench {
     }
 }
 
+/// Whether packets ended as they should. By the chance of its key a table may have two names of one bucket and one tag, of which
+/// the fallback knows one: among many names that is no fault.
+fn as_wanted(ended: &[(Verdict, u64)], wanted: Option<Verdict>, runs: u32, names: u32) -> bool {
+    const FALLBACK: Verdict = Verdict::Passed(PassReason::AskFallback);
+    let Some(wanted) = wanted else {
+        return ended.is_empty();
+    };
+    let (mut good, mut bad) = (0, 0);
+    for &(verdict, packets) in ended {
+        match verdict {
+            _ if verdict == wanted => good += packets,
+            FALLBACK if names > FEW => good += packets.min(u64::from(runs / FEW)),
+            _ => bad += packets,
+        }
+    }
+    bad == 0 && good == u64::from(runs)
+}
+
 /// How long this thread has been on a processor, system calls included.
 pub(crate) fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use peak_common::verdict::{Outcome, QueryType};
+
+    use super::*;
+
+    #[test]
+    fn batches_end_as_their_case_does() {
+        let hit = Verdict::Answered(QueryType::Aaaa, Outcome::Records);
+        let fallback = Verdict::Passed(PassReason::AskFallback);
+        let no_room = Verdict::Passed(PassReason::NoRoom);
+        let good = |ended: &[_], names| as_wanted(ended, Some(hit), 20_000, names);
+        assert!(good(&[(hit, 20_000)], 1));
+        assert!(!good(&[(hit, 19_999)], 1 << 14));
+        assert!(!good(&[(hit, 19_999), (no_room, 1)], 1 << 14));
+        assert!(!good(&[(hit, 19_999), (fallback, 1)], 1));
+        // Of 16,384 names one.
+        assert!(good(&[(hit, 19_999), (fallback, 1)], 1 << 14));
+        assert!(!good(&[(hit, 19_000), (fallback, 1_000)], 1 << 14));
+        assert!(as_wanted(&[], None, 20_000, 1));
+        assert!(!as_wanted(&[(hit, 1)], None, 20_000, 1));
+    }
 }

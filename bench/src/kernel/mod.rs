@@ -302,8 +302,7 @@ fn add<'r>(
 /// Adds a case with its ratios and limits.
 pub(crate) fn add_case(report: &mut Report, measured: &Measured) {
     let Measured { case, names, .. } = measured;
-    let mut labels = vec![("names", (*names).into())];
-    labels.extend(case.label.map(|(label, value)| (label, value.into())));
+    let labels = measured.labels();
     let ratios = measured.ratios();
     let figure = add(report, case.name, &labels, measured.cost());
     figure.yardsticks = Some(ratios);
@@ -332,20 +331,9 @@ pub(crate) fn add_case(report: &mut Report, measured: &Measured) {
 fn add_stages(report: &mut Report, stages: &[Measured]) {
     let mut before = stages.first().map(|measured| &measured.restore);
     for measured in stages {
-        let mut labels = vec![("names", measured.names.into())];
-        labels.extend(
-            measured
-                .case
-                .label
-                .map(|(label, value)| (label, value.into())),
-        );
         if let Some(before) = before.replace(&measured.whole) {
-            add(
-                report,
-                measured.case.name,
-                &labels,
-                measured.whole.without(before),
-            );
+            let stage = measured.whole.without(before);
+            add(report, measured.case.name, &measured.labels(), stage);
         }
     }
 }
