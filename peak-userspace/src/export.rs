@@ -256,17 +256,17 @@ pub fn write_zone(
 }
 
 /// What stands at a name.
-enum Entry {
-    Node(Node),
+enum Entry<'a> {
+    Node(Node<'a>),
     /// Another zone begins there. Its name server, and the addresses of that if they stand in it.
-    Delegation(Name, Node),
+    Delegation(Name, Node<'a>),
 }
 
 /// A zone's names in the order of RFC 4034, section 6.1: a name stands right before those below it.
 struct Contents<'a> {
     snapshot: &'a Snapshot,
     zone: &'a Zone,
-    entries: Vec<(Name, Entry)>,
+    entries: Vec<(Name, Entry<'a>)>,
     /// The names that exist without a record at them or below, and so can't be written.
     empty: Vec<Name>,
     /// How many names have answers of fewer addresses than they have.
@@ -278,7 +278,7 @@ struct Contents<'a> {
 impl<'a> Contents<'a> {
     fn of(snapshot: &'a Snapshot, zone: &'a Zone) -> Self {
         let is_forward = snapshot.zones().contains(zone);
-        let mut entries: BTreeMap<Vec<Box<[u8]>>, (Name, Entry)> = BTreeMap::new();
+        let mut entries: BTreeMap<Vec<Box<[u8]>>, (Name, Entry<'a>)> = BTreeMap::new();
         let mut insert = |name: Name, entry| {
             let place = name.labels().rev().map(Into::into).collect();
             entries.insert(place, (name, entry));
@@ -302,10 +302,13 @@ impl<'a> Contents<'a> {
             if holder == Some(zone) {
                 let nameserver = snapshot.soa(inner).mname;
                 let glue = match nameserver.is_within(&inner.name) {
-                    true => node_at(snapshot, &nameserver),
+                    true => node_at(snapshot, nameserver),
                     false => Node::default(),
                 };
-                insert(inner.name.clone(), Entry::Delegation(nameserver, glue));
+                insert(
+                    inner.name.clone(),
+                    Entry::Delegation(nameserver.clone(), glue),
+                );
             }
         }
         let mut contents = Self {
@@ -378,12 +381,12 @@ impl<'a> Contents<'a> {
 }
 
 /// Whether an answer gives fewer addresses than there are.
-fn draws(node: &Node) -> bool {
+fn draws(node: &Node<'_>) -> bool {
     let most = node.addresses.v4.len().max(node.addresses.v6.len());
     node.pick > 0 && most > usize::from(node.pick)
 }
 
-fn node_at(snapshot: &Snapshot, name: &Name) -> Node {
+fn node_at<'a>(snapshot: &'a Snapshot, name: &Name) -> Node<'a> {
     match snapshot.lookup(name.as_wire()) {
         crate::snapshot::Lookup::Present { node, .. } => node,
         _ => Node::default(),
@@ -417,11 +420,11 @@ impl<W: Write + ?Sized> Records<'_, W> {
         writeln!(self.out, "{owner}\tIN\t{rtype}\t{data}")
     }
 
-    fn write_apex(&mut self, apex: &Name, soa: &Soa) -> io::Result<()> {
-        let nameserver = self.relative(&soa.mname);
+    fn write_apex(&mut self, apex: &Name, soa: &Soa<'_>) -> io::Result<()> {
+        let nameserver = self.relative(soa.mname);
         let data = format!(
             "{nameserver} {} {} {} {} {} {}",
-            self.relative(&soa.rname),
+            self.relative(soa.rname),
             soa.serial,
             soa.refresh,
             soa.retry,
@@ -432,7 +435,7 @@ impl<W: Write + ?Sized> Records<'_, W> {
         self.write(apex, "NS", &nameserver)
     }
 
-    fn write_addresses(&mut self, owner: &Name, node: &Node) -> io::Result<()> {
+    fn write_addresses(&mut self, owner: &Name, node: &Node<'_>) -> io::Result<()> {
         for address in node.addresses.iter() {
             let rtype = match address {
                 IpAddr::V4(_) => "A",
@@ -443,7 +446,7 @@ impl<W: Write + ?Sized> Records<'_, W> {
         Ok(())
     }
 
-    fn write_node(&mut self, snapshot: &Snapshot, name: &Name, node: &Node) -> io::Result<()> {
+    fn write_node(&mut self, snapshot: &Snapshot, name: &Name, node: &Node<'_>) -> io::Result<()> {
         if draws(node) {
             writeln!(
                 self.out,
@@ -581,9 +584,8 @@ mod tests {
             Target::Folder(_)
         ));
         assert!(matches!(Target::of(Path::new("nowhere")), Target::File(_)));
-        let zone = Zone {
-            name: Name::parse("0/25.2.0.192.in-addr.arpa").unwrap(),
-        };
+        let name = Name::parse("0/25.2.0.192.in-addr.arpa").unwrap();
+        let zone = Zone::new(name.clone(), &name);
         assert_eq!(file_name(&zone), "0_25.2.0.192.in-addr.arpa.zone");
     }
 }

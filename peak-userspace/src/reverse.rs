@@ -133,14 +133,13 @@ impl Publishers {
     /// Puts what a service publishes now in the place of what it published.
     pub(crate) fn replace(
         &mut self,
-        key: &ServiceKey,
+        service: &Arc<ServiceKey>,
         old: Option<&ServiceRecords>,
         new: Option<&ServiceRecords>,
     ) {
-        let service = Arc::new(key.clone());
         let publisher = |(address, holder)| Publisher {
             address,
-            service: Arc::clone(&service),
+            service: Arc::clone(service),
             holder,
         };
         let nothing = ServiceRecords::default();

@@ -4,16 +4,18 @@
 //! service costs the logarithm of their number and that service, and a look-up walks the labels of the name.
 
 use std::{
+    borrow::Cow,
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     fmt,
+    hash::{Hash, Hasher},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use equivalent::{Comparable, Equivalent};
-use imbl::OrdMap;
+use imbl::{HashMap, OrdMap};
 use ipnet::IpNet;
 
 use crate::{
@@ -25,7 +27,7 @@ use crate::{
 };
 
 /// What a service is called. Both parts are labels in lower case, as Kubernetes wants them.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ServiceKey {
     /// The service's namespace; first, so that a namespace's services stand together.
     pub namespace: Box<str>,
@@ -49,22 +51,75 @@ impl fmt::Display for ServiceKey {
     }
 }
 
+impl Hash for ServiceKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let (namespace, name) = (self.namespace.as_bytes(), self.name.as_bytes());
+        KeyRef { namespace, name }.hash(state);
+    }
+}
+
 /// A [`ServiceKey`] borrowed from a query. `str` and its bytes have the same order.
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Hash)]
 struct KeyRef<'a> {
     namespace: &'a [u8],
     name: &'a [u8],
 }
 
-impl Equivalent<ServiceKey> for KeyRef<'_> {
-    fn equivalent(&self, key: &ServiceKey) -> bool {
-        self.compare(key).is_eq()
+impl Equivalent<Arc<ServiceKey>> for KeyRef<'_> {
+    fn equivalent(&self, key: &Arc<ServiceKey>) -> bool {
+        self.name == key.name.as_bytes() && self.namespace == key.namespace.as_bytes()
     }
 }
 
-impl Comparable<ServiceKey> for KeyRef<'_> {
-    fn compare(&self, key: &ServiceKey) -> Ordering {
+impl Comparable<Arc<ServiceKey>> for KeyRef<'_> {
+    fn compare(&self, key: &Arc<ServiceKey>) -> Ordering {
         (self.namespace, self.name).cmp(&(key.namespace.as_bytes(), key.name.as_bytes()))
+    }
+}
+
+/// All services. Cloning is cheap: copies share what did not change.
+#[derive(Clone, Debug, Default)]
+struct Directory {
+    /// By namespace, for what concerns all of one.
+    ordered: OrdMap<Arc<ServiceKey>, Arc<ServiceRecords>>,
+    /// The same for look-ups. To search the order among 131,072 names reads some forty places that are not in the
+    /// processor's cache, this reads ten.
+    by_hash: HashMap<Arc<ServiceKey>, Arc<ServiceRecords>>,
+}
+
+impl Directory {
+    fn get(&self, namespace: &[u8], name: &[u8]) -> Option<(&ServiceKey, &ServiceRecords)> {
+        let found = self.by_hash.get_key_value(&KeyRef { namespace, name });
+        found.map(|(key, records)| (&**key, &**records))
+    }
+
+    fn records(&self, key: &Arc<ServiceKey>) -> Option<&ServiceRecords> {
+        self.by_hash.get(key).map(Arc::as_ref)
+    }
+
+    fn set(&mut self, key: &Arc<ServiceKey>, records: Option<ServiceRecords>) {
+        match records.map(Arc::new) {
+            Some(records) => {
+                self.by_hash.insert(Arc::clone(key), Arc::clone(&records));
+                self.ordered.insert(Arc::clone(key), records);
+            }
+            None => {
+                self.by_hash.remove(key);
+                self.ordered.remove(key);
+            }
+        }
+    }
+
+    fn has_namespace(&self, namespace: &[u8]) -> bool {
+        let name = &b""[..];
+        let first = self.ordered.get_next(&KeyRef { namespace, name });
+        first.is_some_and(|(key, _)| key.namespace.as_bytes() == namespace)
+    }
+
+    /// By namespace, then by name.
+    fn iter(&self) -> impl Iterator<Item = (&ServiceKey, &ServiceRecords)> {
+        let all = self.ordered.iter();
+        all.map(|(key, records)| (&**key, &**records))
     }
 }
 
@@ -236,20 +291,19 @@ pub struct ServiceRecords {
 
 impl ServiceRecords {
     /// What the service's own name holds. RFC 8020: a name exists as long as one below it does.
-    fn node(&self) -> Option<Node> {
+    fn node(&self) -> Option<Node<'_>> {
         let exists =
             !self.addresses.is_empty() || !self.endpoints.is_empty() || self.alias.is_some();
         exists.then(|| Node {
-            alias: self.alias.clone(),
+            alias: self.alias.as_ref().map(Cow::Borrowed),
             ..self.holding(&self.addresses)
         })
     }
 
-    fn holding(&self, addresses: &AddressSet) -> Node {
+    fn holding<'a>(&self, addresses: &'a AddressSet) -> Node<'a> {
         Node {
-            addresses: addresses.clone(),
             pick: self.pick,
-            ..Node::default()
+            ..Node::holding(Cow::Borrowed(addresses))
         }
     }
 
@@ -386,6 +440,22 @@ impl<'a> Services<'a> {
 pub struct Zone {
     /// The zone's apex.
     pub name: Name,
+    /// The primary name server, and who is responsible: what its SOA says.
+    mname: Name,
+    rname: Name,
+}
+
+impl Zone {
+    /// A zone whose name server is in `home`. Where that is so long that `ns.dns` or `hostmaster` doesn't fit below it, it
+    /// stands for itself.
+    pub(crate) fn new(name: Name, home: &Name) -> Self {
+        let below = |labels: &[&[u8]]| home.descendant(labels).unwrap_or_else(|_| home.clone());
+        Self {
+            mname: below(&[NS, DNS]),
+            rname: below(&[b"hostmaster"]),
+            name,
+        }
+    }
 }
 
 /// What changed since the batch before.
@@ -430,16 +500,19 @@ pub struct SnapshotConfig {
 
 /// What one name holds. A default node is an empty non-terminal: the name exists, and every type is NODATA.
 /// What SRV tells is not in it: see [`Snapshot::services`].
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Node {
+///
+/// It borrows from the snapshot what it can: to count the references to what many processors answer with at once would
+/// keep them waiting for one another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node<'a> {
     /// Its A and AAAA records.
-    pub addresses: AddressSet,
+    pub addresses: Cow<'a, AddressSet>,
     /// How many addresses an answer draws; 0: all of them.
     pub pick: u8,
     /// Whether it is a zone's apex, with SOA and NS.
     pub apex: bool,
     /// The name that it is an alias of (CNAME). Nothing else stands beside one (RFC 1034, section 3.6.2).
-    pub alias: Option<Name>,
+    pub alias: Option<Cow<'a, Name>>,
     /// What its address is called (PTR).
     pub pointers: Vec<Name>,
     /// What TXT says.
@@ -448,11 +521,45 @@ pub struct Node {
     pub open: bool,
 }
 
-impl Node {
-    fn holding(addresses: &AddressSet) -> Self {
+impl Default for Node<'_> {
+    fn default() -> Self {
+        static NONE: LazyLock<AddressSet> = LazyLock::new(AddressSet::default);
+        Self::holding(Cow::Borrowed(&NONE))
+    }
+}
+
+impl<'a> Node<'a> {
+    fn holding(addresses: Cow<'a, AddressSet>) -> Self {
         Self {
-            addresses: addresses.clone(),
-            ..Self::default()
+            addresses,
+            pick: 0,
+            apex: false,
+            alias: None,
+            pointers: Vec::new(),
+            text: None,
+            open: false,
+        }
+    }
+
+    /// The same without the snapshot.
+    fn into_owned(self) -> Node<'static> {
+        let Self {
+            addresses,
+            pick,
+            apex,
+            alias,
+            pointers,
+            text,
+            open,
+        } = self;
+        Node {
+            addresses: Cow::Owned(addresses.into_owned()),
+            alias: alias.map(|alias| Cow::Owned(alias.into_owned())),
+            pick,
+            apex,
+            pointers,
+            text,
+            open,
         }
     }
 
@@ -481,7 +588,7 @@ pub enum Change {
         /// The name.
         name: Name,
         /// What it holds.
-        node: Node,
+        node: Node<'static>,
     },
     /// The name no longer exists.
     Remove {
@@ -503,7 +610,7 @@ pub enum Lookup<'a> {
         /// The zone that its pointers lead into.
         zone: &'a Zone,
         /// What it holds: pointers.
-        node: Node,
+        node: Node<'a>,
     },
     /// The name does not exist.
     Absent {
@@ -515,7 +622,7 @@ pub enum Lookup<'a> {
         /// The zone it is in.
         zone: &'a Zone,
         /// What it holds.
-        node: Node,
+        node: Node<'a>,
     },
 }
 
@@ -534,12 +641,12 @@ pub struct NameProblem {
 }
 
 /// The start of a zone's authority (RFC 1035, section 3.3.13). Times in seconds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Soa {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Soa<'a> {
     /// The primary name server.
-    pub mname: Name,
+    pub mname: &'a Name,
     /// The mailbox of who is responsible.
-    pub rname: Name,
+    pub rname: &'a Name,
     /// The version of the zone.
     pub serial: u32,
     /// After how long a secondary asks again.
@@ -556,7 +663,7 @@ pub struct Soa {
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     fixed: Arc<Fixed>,
-    services: OrdMap<ServiceKey, Arc<ServiceRecords>>,
+    services: Directory,
     publishers: Publishers,
     pods: Running,
     complete: bool,
@@ -588,15 +695,24 @@ impl Snapshot {
             .into_iter()
             .flat_map(reverse::zones_of)
             .collect();
+        // A reverse zone has the name server of the first zone.
+        let home = config.zones.first();
+        let reverse = reverse.into_iter().map(|name| {
+            let home = home.unwrap_or(&name).clone();
+            Zone::new(name, &home)
+        });
+        let reverse = reverse.collect();
+        let zones = config.zones.iter();
+        let zones = zones.map(|name| Zone::new(name.clone(), name)).collect();
         Self {
             fixed: Arc::new(Fixed {
-                zones: config.zones.into_iter().map(|name| Zone { name }).collect(),
-                reverse: reverse.into_iter().map(|name| Zone { name }).collect(),
+                zones,
+                reverse,
                 ttl: config.ttl,
                 nameservers: config.nameservers.into_iter().collect(),
                 pods: config.pods,
             }),
-            services: OrdMap::new(),
+            services: Directory::default(),
             publishers: Publishers::default(),
             pods: Running::default(),
             complete: false,
@@ -622,15 +738,12 @@ impl Snapshot {
         };
         let mut touched = BTreeSet::new();
         for (key, records) in services {
-            match records {
-                Some(records) => next.services.insert(key.clone(), Arc::new(records)),
-                None => next.services.remove(&key),
-            };
+            let key = Arc::new(key);
+            next.services.set(&key, records);
             touched.insert(key);
         }
         for key in &touched {
-            let old = self.services.get(key).map(Arc::as_ref);
-            let new = next.services.get(key).map(Arc::as_ref);
+            let (old, new) = (self.services.records(key), next.services.records(key));
             if old != new {
                 next.publishers.replace(key, old, new);
             }
@@ -716,7 +829,7 @@ impl Snapshot {
         let name = name.as_wire();
         let (zone, offset) = self.zone_of(name)?;
         let path: Vec<_> = labels(&name[..offset]).take(DEPTH + 1).collect();
-        let find = |name, namespace| self.services.get_key_value(&KeyRef { namespace, name });
+        let find = |name, namespace| self.services.get(namespace, name);
         let zone = &self.fixed.zones[zone];
         let ((key, records), filter) = match *path {
             [endpoint, name, namespace, SVC] => {
@@ -749,7 +862,7 @@ impl Snapshot {
     }
 
     /// Every name of every zone, with its zone's place in [`Snapshot::zones`]; each once, in no promised order.
-    pub fn names(&self) -> impl Iterator<Item = (usize, Name, Node)> + '_ {
+    pub fn names(&self) -> impl Iterator<Item = (usize, Name, Node<'_>)> + '_ {
         let fixed = if self.complete {
             self.fixed_names()
         } else {
@@ -762,7 +875,7 @@ impl Snapshot {
     }
 
     /// Every address's name in one of [`Self::reverse_zones`], with the pointers that it holds, in the order of addresses.
-    pub fn reverse_names(&self, zone: &Zone) -> impl Iterator<Item = (Name, Node)> + '_ {
+    pub fn reverse_names(&self, zone: &Zone) -> impl Iterator<Item = (Name, Node<'_>)> + '_ {
         let range = reverse::range_of(zone.name.as_wire());
         let own = self.fixed.reverse.iter().position(|one| one == zone);
         let publishers = range
@@ -832,15 +945,11 @@ impl Snapshot {
         &self.problems
     }
 
-    /// The zone's SOA. A reverse zone has the name server of the first zone. A zone so long that `ns.dns` or `hostmaster` doesn't fit below it stands for itself there.
-    pub fn soa(&self, zone: &Zone) -> Soa {
-        let is_reverse = self.fixed.reverse.contains(zone);
-        let home = self.fixed.zones.first().filter(|_| is_reverse);
-        let home = &home.unwrap_or(zone).name;
-        let below = |labels: &[&[u8]]| home.descendant(labels).unwrap_or_else(|_| home.clone());
+    /// The zone's SOA. A reverse zone has the name server of the first zone.
+    pub fn soa<'a>(&self, zone: &'a Zone) -> Soa<'a> {
         Soa {
-            mname: below(&[NS, DNS]),
-            rname: below(&[b"hostmaster"]),
+            mname: &zone.mname,
+            rname: &zone.rname,
             serial: self.serial,
             refresh: 7200,
             retry: 1800,
@@ -870,7 +979,7 @@ impl Snapshot {
     }
 
     /// What a reverse name in lower case holds, in one of our zones.
-    fn reverse_node(&self, name: &[u8], zone: &Zone) -> Option<Node> {
+    fn reverse_node(&self, name: &[u8], zone: &Zone) -> Option<Node<'_>> {
         if !self.complete {
             return None;
         }
@@ -888,7 +997,7 @@ impl Snapshot {
 
     /// The names of an address, which is a range of one; nothing of a larger range. Where an address is a service's
     /// own, it is called after that alone.
-    fn pointing(&self, range: IpNet) -> Node {
+    fn pointing(&self, range: IpNet) -> Node<'_> {
         let mut node = Node::default();
         if !is_one_address(&range) {
             return node;
@@ -919,7 +1028,7 @@ impl Snapshot {
     }
 
     /// What a name in lower case holds; its zone begins at `offset`.
-    fn node(&self, name: &[u8], offset: usize) -> Option<Node> {
+    fn node(&self, name: &[u8], offset: usize) -> Option<Node<'_>> {
         let mut path = [&[][..]; DEPTH];
         let mut depth = 0;
         for label in labels(&name[..offset]) {
@@ -933,7 +1042,7 @@ impl Snapshot {
     }
 
     /// What stands at some labels below a zone, whatever the zone.
-    fn held(&self, path: &[&[u8]]) -> Option<Node> {
+    fn held(&self, path: &[&[u8]]) -> Option<Node<'_>> {
         if !self.complete {
             return None;
         }
@@ -951,13 +1060,13 @@ impl Snapshot {
                 text: Some(SCHEMA_VERSION),
                 ..Node::default()
             }),
-            [NS, DNS] => Some(Node::holding(&self.fixed.nameservers)),
-            [namespace, SVC] => self.has_namespace(namespace).then(Node::default),
+            [NS, DNS] => Some(Node::holding(Cow::Borrowed(&self.fixed.nameservers))),
+            [namespace, SVC] => self.services.has_namespace(namespace).then(Node::default),
             [namespace, POD] => self.has_pods(namespace).then(Node::default),
-            [name, namespace, SVC] => self.services.get(&KeyRef { namespace, name })?.node(),
+            [name, namespace, SVC] => self.services.get(namespace, name)?.1.node(),
             [address, namespace, POD] => self.pod(address, namespace),
             [label, name, namespace, SVC] => {
-                let records = self.services.get(&KeyRef { namespace, name })?;
+                let (_, records) = self.services.get(namespace, name)?;
                 match Protocol::of_label(label) {
                     Some(protocol) => {
                         let mut ports = records.ports.iter();
@@ -969,7 +1078,7 @@ impl Snapshot {
                 }
             }
             [port, protocol, name, namespace, SVC] => {
-                let records = self.services.get(&KeyRef { namespace, name })?;
+                let (_, records) = self.services.get(namespace, name)?;
                 records.named(port, protocol).map(|_| Node::default())
             }
             _ => None,
@@ -986,7 +1095,7 @@ impl Snapshot {
     }
 
     /// The pod of an address, which is spelled with dashes instead of dots or colons.
-    fn pod(&self, label: &[u8], namespace: &[u8]) -> Option<Node> {
+    fn pod(&self, label: &[u8], namespace: &[u8]) -> Option<Node<'_>> {
         let address = match self.fixed.pods {
             PodMode::Disabled => None,
             PodMode::Insecure if !self.has_pods(namespace) => None,
@@ -995,15 +1104,8 @@ impl Snapshot {
                 pods::named(label).filter(|&address| self.pods.contains(namespace, address))
             }
         };
-        Some(Node::holding(&AddressSet::from_iter([address?])))
-    }
-
-    fn has_namespace(&self, namespace: &[u8]) -> bool {
-        let first = self.services.get_next(&KeyRef {
-            namespace,
-            name: b"",
-        });
-        first.is_some_and(|(key, _)| key.namespace.as_bytes() == namespace)
+        let addresses = AddressSet::from_iter([address?]);
+        Some(Node::holding(Cow::Owned(addresses)))
     }
 
     /// Whether a zone begins below a name: then the name exists (RFC 8020), be it in another zone's middle.
@@ -1017,7 +1119,7 @@ impl Snapshot {
     }
 
     /// The names that no service brings: the same from the first complete snapshot on.
-    fn fixed_names(&self) -> Vec<(usize, Name, Node)> {
+    fn fixed_names(&self) -> Vec<(usize, Name, Node<'_>)> {
         let mut names = Vec::new();
         for (index, zone) in self.fixed.zones.iter().enumerate() {
             for path in [&[][..], &[SVC], &[POD], &[VERSION], &[DNS], &[NS, DNS]] {
@@ -1055,7 +1157,7 @@ impl Snapshot {
     }
 
     /// The names that the services bring into one zone.
-    fn service_names(&self, zone: usize) -> impl Iterator<Item = (usize, Name, Node)> + '_ {
+    fn service_names(&self, zone: usize) -> impl Iterator<Item = (usize, Name, Node<'_>)> + '_ {
         let mut last_namespace = None;
         let services = self.services.iter().flat_map(move |(key, records)| {
             let namespace = (last_namespace.replace(&key.namespace) != Some(&key.namespace))
@@ -1091,14 +1193,15 @@ impl Snapshot {
     }
 
     /// The names that pods bring into one zone.
-    fn pod_names(&self, zone: usize) -> impl Iterator<Item = (usize, Name, Node)> + '_ {
+    fn pod_names(&self, zone: usize) -> impl Iterator<Item = (usize, Name, Node<'_>)> + '_ {
         let mut last_namespace = None;
         let pods = self.pods.iter().flat_map(move |key| {
             let namespace = [key.namespace.as_bytes(), POD];
             let first = last_namespace.replace(&key.namespace) != Some(&key.namespace);
             let label = generated_label(key.address);
             let apex = &self.fixed.zones[zone].name;
-            let address = Node::holding(&AddressSet::from_iter([key.address]));
+            let address = AddressSet::from_iter([key.address]);
+            let address = Node::holding(Cow::Owned(address));
             let address = (
                 descendant(apex, &[label.as_bytes(), namespace[0], POD]),
                 address,
@@ -1164,9 +1267,9 @@ struct Diff<'a> {
 }
 
 impl Diff<'_> {
-    fn service(&mut self, key: &ServiceKey) {
+    fn service(&mut self, key: &Arc<ServiceKey>) {
         let nothing = ServiceRecords::default();
-        let [old, new] = [self.old, self.new].map(|of| of.services.get(key).map(Arc::as_ref));
+        let [old, new] = [self.old, self.new].map(|of| of.services.records(key));
         if old == new {
             return;
         }
@@ -1203,11 +1306,12 @@ impl Diff<'_> {
         for (index, zone) in self.new.fixed.zones.iter().enumerate() {
             match descendant(&zone.name, path) {
                 Ok(name) if self.new.is_own(index, &name) => {
-                    let or_above = |held: &Option<Node>, snapshot: &Snapshot| match held {
-                        None => snapshot.is_above_zone(name.as_wire()).then(Node::default),
-                        held => held.clone(),
+                    let above = |snapshot: &Snapshot| {
+                        let above = snapshot.is_above_zone(name.as_wire());
+                        above.then(Node::default)
                     };
-                    let (old, new) = (or_above(&old, self.old), or_above(&new, self.new));
+                    let old = old.clone().or_else(|| above(self.old));
+                    let new = new.clone().or_else(|| above(self.new));
                     self.record(index, name, old, new);
                 }
                 Ok(_) => {}
@@ -1226,11 +1330,11 @@ impl Diff<'_> {
         }
     }
 
-    fn record(&mut self, zone: usize, name: Name, old: Option<Node>, new: Option<Node>) {
+    fn record(&mut self, zone: usize, name: Name, old: Option<Node<'_>>, new: Option<Node<'_>>) {
         if old == new {
             return;
         }
-        let size = |node: &Option<Node>| match node {
+        let size = |node: &Option<Node<'_>>| match node {
             Some(node) => (1, node.record_count() as isize),
             None => (0, 0),
         };
@@ -1238,7 +1342,11 @@ impl Diff<'_> {
         self.names += new_names - old_names;
         self.records += new_records - old_records;
         self.changes.push(match new {
-            Some(node) => Change::Set { zone, name, node },
+            Some(node) => Change::Set {
+                zone,
+                name,
+                node: node.into_owned(),
+            },
             None => Change::Remove { zone, name },
         });
     }
@@ -1305,12 +1413,12 @@ mod tests {
         }
     }
 
-    fn node(addresses: &[&str]) -> Option<Node> {
-        Some(Node::holding(&set(addresses)))
+    fn node(addresses: &[&str]) -> Option<Node<'static>> {
+        Some(Node::holding(Cow::Owned(set(addresses))))
     }
 
     /// What the snapshot says of a name: the outer `None` for one outside its zones.
-    fn lookup(snapshot: &Snapshot, text: &str) -> Option<Option<Node>> {
+    fn lookup<'a>(snapshot: &'a Snapshot, text: &str) -> Option<Option<Node<'a>>> {
         match snapshot.lookup(name(text).as_wire()) {
             Lookup::Outlying { .. } | Lookup::OutsideZones => None,
             Lookup::Absent { .. } => Some(None),
@@ -1530,10 +1638,10 @@ mod tests {
         let long = format!("{0}.{0}.{0}.{1}", "a".repeat(63), "b".repeat(58));
         let snapshot = empty(&["cluster.local", &long]);
         let soa = snapshot.soa(&snapshot.zones()[0]);
-        assert_eq!(soa.mname, name("ns.dns.cluster.local"));
-        assert_eq!(soa.rname, name("hostmaster.cluster.local"));
+        assert_eq!(*soa.mname, name("ns.dns.cluster.local"));
+        assert_eq!(*soa.rname, name("hostmaster.cluster.local"));
         assert_eq!(soa.minimum, 5);
-        assert_eq!(snapshot.soa(&snapshot.zones()[1]).mname, name(&long));
+        assert_eq!(*snapshot.soa(&snapshot.zones()[1]).mname, name(&long));
     }
 
     fn pod(namespace: &str, address: &str) -> PodKey {
@@ -1577,7 +1685,7 @@ mod tests {
             "+web.pod.cluster.local.",
         ];
         assert_eq!(names, expected);
-        let is = |text: &str, expected: Option<Node>| {
+        let is = |text: &str, expected: Option<Node<'_>>| {
             assert_eq!(lookup(&first, text), Some(expected), "{text}")
         };
         is("10-0-0-1.shop.pod.cluster.local", node(&["10.0.0.1"]));
@@ -1743,8 +1851,8 @@ mod tests {
                 let records: usize = names.values().map(|(_, node)| node.record_count()).sum();
                 prop_assert_eq!(snapshot.record_count(), records);
                 let mut publishers = Publishers::default();
-                for (key, records) in &snapshot.services {
-                    publishers.replace(key, None, Some(records));
+                for (key, records) in snapshot.services.iter() {
+                    publishers.replace(&Arc::new(key.clone()), None, Some(records));
                 }
                 prop_assert_eq!(&snapshot.publishers, &publishers);
                 for (name, (zone, node)) in &names {

@@ -195,6 +195,7 @@ impl State {
             .with_context(|| format!("{record_type} is no type of record that is known here"))?;
         let mut query = MessageBuilder::new_vec().question();
         query.push((WireName::from_slice(name.as_wire())?, qtype))?;
+        let mut octets = Vec::new();
         let Reaction::Reply(reply) = answer(
             &query.finish(),
             Transport::Tcp,
@@ -202,10 +203,11 @@ impl State {
             &snapshot,
             &Policy::default(),
             0,
+            &mut octets,
         ) else {
             bail!("the snapshot has no answer to {name} {record_type}");
         };
-        let message = Message::from_octets(&reply.octets)?;
+        let message = Message::from_octets(&octets)?;
         let (mut records, mut ttl) = (Vec::new(), None);
         for record in message.answer()?.limit_to::<AllRecordData<_, _>>() {
             let record = record?;
@@ -221,7 +223,7 @@ impl State {
                 matches!(
                     snapshot.lookup(name.as_wire()),
                     Lookup::Present { node, .. }
-                        if node.addresses == held.addresses && !node.asks_fallback()
+                        if *node.addresses == held.addresses && !node.asks_fallback()
                 )
             });
         Ok(LookupResult {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     name::Name,
-    snapshot::{Change, Lookup, Node, Snapshot, Zone},
+    snapshot::{AddressSet, Change, Lookup, Node, Snapshot, Zone},
 };
 
 /// Why the kernel can't answer for a list of zones. The remedy is another list, or no kernel program.
@@ -115,12 +115,12 @@ impl<M: Memory> Table<M> {
         self.publish(snapshot);
     }
 
-    fn set(&mut self, snapshot: &Snapshot, zone: usize, name: &Name, node: &Node) {
+    fn set(&mut self, snapshot: &Snapshot, zone: usize, name: &Name, node: &Node<'_>) {
         let flag = |is_set, flag| if is_set { flag } else { 0 };
         let flags = flag(node.asks_fallback(), RecordHead::ASK_FALLBACK)
             | flag(node.open, RecordHead::SUBTREE);
         let record = NodeRecord {
-            addresses: node.addresses.clone(),
+            addresses: AddressSet::clone(&node.addresses),
             ttl: snapshot.ttl(),
             zone: self.places[zone],
             flags,
@@ -520,7 +520,7 @@ mod tests {
         for (_, name, node) in third.names() {
             assert_eq!(
                 table.lookup(&name).unwrap().addresses,
-                node.addresses,
+                *node.addresses,
                 "{name}"
             );
         }

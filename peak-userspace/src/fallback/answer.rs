@@ -6,7 +6,7 @@ use domain::{
     base::{
         Header, MessageBuilder, Name, Serial, Ttl,
         iana::{Class, OptRcode, Rtype},
-        message_builder::{AdditionalBuilder, AnswerBuilder, HashCompressor},
+        message_builder::{AdditionalBuilder, AnswerBuilder},
         record::ComposeRecord,
     },
     rdata::{A, Aaaa, Cname, Ns, Ptr, Soa, Srv, Txt},
@@ -15,6 +15,7 @@ use ipnet::IpNet;
 
 use super::{
     Transport,
+    compressor::Compressor,
     query::{Edns, Query, Question, UDP_PAYLOAD},
 };
 use crate::{
@@ -60,17 +61,17 @@ impl Policy {
         self.forward_for.iter().any(|range| range.contains(&client))
     }
 
-    fn route(&self, name: &name::Name) -> Option<usize> {
-        self.domains
-            .iter()
-            .position(|domain| name.is_within(domain))
+    /// The domain of a name in lower case.
+    fn route(&self, name: &[u8]) -> Option<usize> {
+        let mut domains = self.domains.iter();
+        domains.position(|domain| name::offset_of(name, domain.as_wire()).is_some())
     }
 }
 
 /// What becomes of a message.
 #[derive(Debug)]
 pub enum Reaction {
-    /// It is answered with this.
+    /// It is answered with what was written.
     Reply(Reply),
     /// An upstream is to be asked.
     Forward(Forward),
@@ -87,11 +88,9 @@ pub enum Silence {
     Short,
 }
 
-/// A finished reply.
-#[derive(Clone, Debug)]
+/// A finished reply, which stands in the buffer that was given for it, without TCP's length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// The message, without TCP's length.
-    pub octets: Vec<u8>,
     /// Its code, as far as the client's EDNS lets it see it.
     pub rcode: OptRcode,
     /// Whether it carries TC.
@@ -123,7 +122,8 @@ pub struct Forward {
     pub(super) chain_ttl: u32,
 }
 
-/// Decides about one message. `draw` is a random number, by which a name's addresses are rotated.
+/// Decides about one message. `draw` is a random number, by which a name's addresses are rotated. A reply takes the place
+/// of what is in `octets`, whose room is used again; without one they are left as they are.
 pub fn answer(
     message: &[u8],
     transport: Transport,
@@ -131,6 +131,7 @@ pub fn answer(
     snapshot: &Snapshot,
     policy: &Policy,
     draw: u32,
+    octets: &mut Vec<u8>,
 ) -> Reaction {
     if message.len() < 12 {
         return Reaction::Silence(Silence::Short);
@@ -146,9 +147,11 @@ pub fn answer(
     };
     match outcome.and_then(|question| decide(&query, question, transport, client, snapshot, policy))
     {
-        Err(rcode) => Reaction::Reply(writer.refusal(rcode)),
+        Err(rcode) => Reaction::Reply(writer.refusal(octets, rcode)),
         Ok(Decision::Forward(forward)) => Reaction::Forward(forward),
-        Ok(Decision::Zone(found)) => Reaction::Reply(writer.authoritative(snapshot, &found, draw)),
+        Ok(Decision::Zone(found)) => {
+            Reaction::Reply(writer.authoritative(octets, snapshot, &found, draw))
+        }
     }
 }
 
@@ -165,12 +168,12 @@ struct Found<'a> {
     zone: &'a Zone,
     /// What each alias on the way stands for, in order.
     chain: Vec<name::Name>,
-    end: End,
+    end: End<'a>,
 }
 
 /// What the last name of a chain of aliases is, or the only name.
-enum End {
-    Present(Node),
+enum End<'a> {
+    Present(Node<'a>),
     Absent,
     /// Nobody here can tell: it is outside the zones, or an alias on the way to itself.
     Unknown,
@@ -208,9 +211,10 @@ fn decide<'a>(
                 (zone, Some(node))
             }
             Lookup::Outlying { .. } | Lookup::OutsideZones => {
-                let folded = name::Name::from_wire(name).map_err(|_| OptRcode::FORMERR)?;
+                let folded = name::Folded::new(name).map_err(|_| OptRcode::FORMERR)?;
+                let folded = folded.as_wire();
                 // RFC 5358, section 4: recursion is not for everybody.
-                let route = policy.route(&folded).filter(|_| policy.admits(client));
+                let route = policy.route(folded).filter(|_| policy.admits(client));
                 return match (route, last_zone) {
                     // RFC 1034, section 4.3.2: without recursion, an alias alone is the answer.
                     (route, Some(zone)) if route.is_none() || !query.header.rd() => {
@@ -226,7 +230,7 @@ fn decide<'a>(
                     (Some(route), _) => Ok(Decision::Forward(Forward {
                         id: query.header.id(),
                         name: question.name.as_slice().into(),
-                        folded,
+                        folded: name::Name::from_wire(folded).map_err(|_| OptRcode::FORMERR)?,
                         qtype: question.qtype.to_int(),
                         recursion_desired: query.header.rd(),
                         checking_disabled: query.header.cd(),
@@ -246,7 +250,7 @@ fn decide<'a>(
             return Err(OptRcode::SERVFAIL);
         }
         // RFC 1034, section 3.6.2: an alias answers for the name it stands for, unless it is asked for itself.
-        let alias = node.as_ref().and_then(|node| node.alias.as_ref());
+        let alias = node.as_ref().and_then(|node| node.alias.as_deref());
         let end = match alias.filter(|_| !matches!(question.qtype, Rtype::CNAME | Rtype::ANY)) {
             Some(target) => {
                 let asked = question
@@ -274,8 +278,8 @@ fn decide<'a>(
 
 /// What an existing name answers to a type.
 enum RrSet<'a> {
-    A(&'a Node),
-    Aaaa(&'a Node),
+    A(&'a Node<'a>),
+    Aaaa(&'a Node<'a>),
     Cname(&'a name::Name),
     Ptr(&'a [name::Name]),
     Srv(Services<'a>),
@@ -285,10 +289,15 @@ enum RrSet<'a> {
 }
 
 impl<'a> RrSet<'a> {
-    fn select(snapshot: &'a Snapshot, name: &[u8], node: &'a Node, qtype: Rtype) -> Option<Self> {
+    fn select(
+        snapshot: &'a Snapshot,
+        name: &[u8],
+        node: &'a Node<'a>,
+        qtype: Rtype,
+    ) -> Option<Self> {
         let v4 = (!node.addresses.v4.is_empty()).then_some(Self::A(node));
         let v6 = (!node.addresses.v6.is_empty()).then_some(Self::Aaaa(node));
-        let cname = node.alias.as_ref().map(Self::Cname);
+        let cname = node.alias.as_deref().map(Self::Cname);
         let ptr = (!node.pointers.is_empty()).then_some(Self::Ptr(&node.pointers));
         let txt = node.text.map(Self::Txt);
         let srv = || snapshot.services(name).map(Self::Srv);
@@ -312,8 +321,6 @@ impl<'a> RrSet<'a> {
     }
 }
 
-type Target = HashCompressor<Vec<u8>>;
-
 /// Writes replies to one query.
 struct Writer<'a> {
     query: Query<'a>,
@@ -323,9 +330,13 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     /// Header and question, with room kept for the OPT.
-    fn start(&self, rcode: OptRcode, authoritative: bool) -> AnswerBuilder<Target> {
-        let mut builder = MessageBuilder::from_target(HashCompressor::new(Vec::with_capacity(512)))
-            .expect("a Vec has room for a header");
+    fn start<'a>(
+        &self,
+        octets: &'a mut Vec<u8>,
+        rcode: OptRcode,
+        authoritative: bool,
+    ) -> AnswerBuilder<Compressor<'a>> {
+        let Ok(mut builder) = MessageBuilder::from_target(Compressor::new(octets));
         let asked = &self.query.header;
         let header = builder.header_mut();
         header.set_id(asked.id());
@@ -349,11 +360,17 @@ impl Writer<'_> {
     }
 
     /// A reply without records.
-    fn refusal(&self, rcode: OptRcode) -> Reply {
-        self.finish(self.start(rcode, false).additional(), rcode)
+    fn refusal(&self, octets: &mut Vec<u8>, rcode: OptRcode) -> Reply {
+        self.finish(self.start(octets, rcode, false).additional(), rcode)
     }
 
-    fn authoritative(&self, snapshot: &Snapshot, found: &Found<'_>, draw: u32) -> Reply {
+    fn authoritative(
+        &self,
+        octets: &mut Vec<u8>,
+        snapshot: &Snapshot,
+        found: &Found<'_>,
+        draw: u32,
+    ) -> Reply {
         let Found {
             question,
             zone,
@@ -365,7 +382,7 @@ impl Writer<'_> {
             End::Present(_) | End::Unknown => OptRcode::NOERROR,
             End::Absent => OptRcode::NXDOMAIN,
         };
-        let mut answer = self.start(rcode, true);
+        let mut answer = self.start(octets, rcode, true);
         let soa = snapshot.soa(zone);
         let ttl = Ttl::from_secs(snapshot.ttl());
         let owners = std::iter::once(question.name).chain(chain.iter().map(wire));
@@ -426,7 +443,7 @@ impl Writer<'_> {
                 }
                 Some(RrSet::Ns) => push_all(
                     &mut answer,
-                    [(owner, Class::IN, ttl, Ns::new(wire(&soa.mname)))],
+                    [(owner, Class::IN, ttl, Ns::new(wire(soa.mname)))],
                 ),
             };
         if !fits {
@@ -439,7 +456,7 @@ impl Writer<'_> {
             _ if !fits => {}
             Some(RrSet::Ns) => {
                 if let Lookup::Present { node, .. } = snapshot.lookup(soa.mname.as_wire()) {
-                    push_glue(&mut additional, &soa.mname, &node.addresses, ttl);
+                    push_glue(&mut additional, soa.mname, &node.addresses, ttl);
                 }
             }
             // RFC 2782: the addresses of the targets, as many as fit.
@@ -460,7 +477,7 @@ impl Writer<'_> {
     }
 
     /// RFC 6891, section 6.1.1: an OPT if the query had one, and none otherwise. No option is known, so none is sent.
-    fn finish(&self, mut additional: AdditionalBuilder<Target>, rcode: OptRcode) -> Reply {
+    fn finish(&self, mut additional: AdditionalBuilder<Compressor<'_>>, rcode: OptRcode) -> Reply {
         additional.clear_push_limit();
         if let Some(edns) = self.query.edns {
             additional
@@ -473,18 +490,16 @@ impl Writer<'_> {
                 })
                 .expect("room was kept for it");
         }
-        let truncated = additional.header().tc();
         Reply {
-            octets: additional.finish().into_target(),
             rcode,
-            truncated,
+            truncated: additional.header().tc(),
         }
     }
 }
 
 /// Whether all records fit. Those that do are kept.
 fn push_all(
-    answer: &mut AnswerBuilder<Target>,
+    answer: &mut AnswerBuilder<Compressor<'_>>,
     records: impl IntoIterator<Item = impl ComposeRecord>,
 ) -> bool {
     records
@@ -495,7 +510,7 @@ fn push_all(
 /// Adds a name's addresses, and says whether all fit. RFC 2181, section 9: the reply is not truncated if these don't
 /// fit; nobody asked for them.
 fn push_glue(
-    additional: &mut AdditionalBuilder<Target>,
+    additional: &mut AdditionalBuilder<Compressor<'_>>,
     owner: &name::Name,
     addresses: &AddressSet,
     ttl: Ttl,
@@ -523,10 +538,10 @@ fn drawn<T>(set: &[T], pick: u8, draw: u32) -> impl Iterator<Item = &T> {
     set[start..].iter().chain(&set[..start]).take(given)
 }
 
-fn soa_data(soa: &snapshot::Soa) -> Soa<&Name<[u8]>> {
+fn soa_data<'a>(soa: &snapshot::Soa<'a>) -> Soa<&'a Name<[u8]>> {
     Soa::new(
-        wire(&soa.mname),
-        wire(&soa.rname),
+        wire(soa.mname),
+        wire(soa.rname),
         Serial(soa.serial),
         Ttl::from_secs(soa.refresh),
         Ttl::from_secs(soa.retry),

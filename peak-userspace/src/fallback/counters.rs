@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use domain::base::iana::OptRcode;
 use serde::Serialize;
 
+use super::{Transport, answer::Reply};
+
 /// A number that any thread may change.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -114,9 +116,9 @@ counters! {
 }
 
 impl Counters {
-    /// Counts a reply by its code.
-    pub(super) fn reply(&self, rcode: OptRcode) {
-        match rcode {
+    /// Counts some replies that are alike.
+    pub(super) fn replies(&self, reply: Reply, transport: Transport, count: usize) {
+        match reply.rcode {
             OptRcode::NOERROR => &self.noerror,
             OptRcode::FORMERR => &self.formerr,
             OptRcode::SERVFAIL => &self.servfail,
@@ -126,6 +128,13 @@ impl Counters {
             OptRcode::BADVERS => &self.badvers,
             _ => &self.other_rcode,
         }
-        .increment();
+        .add(count);
+        if reply.truncated {
+            match transport {
+                Transport::Udp => &self.udp_truncated,
+                Transport::Tcp => &self.tcp_truncated,
+            }
+            .add(count);
+        }
     }
 }

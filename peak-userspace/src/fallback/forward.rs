@@ -321,7 +321,7 @@ impl Forwarder {
     }
 
     /// The answer, if it is known already.
-    pub(super) fn cached(&self, forward: &Forward) -> Option<Reply> {
+    pub(super) fn cached(&self, forward: &Forward, octets: &mut Vec<u8>) -> Option<Reply> {
         let entry = self.cache.get(&Key::new(forward))?;
         // Its room may be given back a little after its time is up.
         if entry.learnt.elapsed() >= entry.ttl {
@@ -329,27 +329,32 @@ impl Forwarder {
         }
         self.counters.forwarded.increment();
         self.counters.forward_cached.increment();
-        Some(render(&entry, forward))
+        Some(render(&entry, forward, octets))
     }
 
     /// Asks, and waits for the answer. SERVFAIL in the end, if there is none.
-    pub(super) async fn forward(self: &Arc<Self>, forward: &Forward, client: SocketAddr) -> Reply {
+    pub(super) async fn forward(
+        self: &Arc<Self>,
+        forward: &Forward,
+        client: SocketAddr,
+        octets: &mut Vec<u8>,
+    ) -> Reply {
         self.counters.forwarded.increment();
-        let failure = || render(&Entry::failure(), forward);
+        let failure = |octets| render(&Entry::failure(), forward, octets);
         if let Some(server) = self.returned_probe(&forward.folded) {
             self.counters.loops.increment();
             server.avoid();
             warn!(upstream = %server.address, "a question sent to this upstream came back: it forwards to us; left out for {LOOP_PENALTY:?}");
-            return failure();
+            return failure(octets);
         }
         let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else {
             self.counters.forward_overload.increment();
-            return failure();
+            return failure(octets);
         };
         let (mut landed, _permit) = self.board(Key::new(forward), forward.route, client, permit);
         match landed.wait_for(Option::is_some).await {
-            Ok(entry) => render(entry.as_ref().expect("it was waited for"), forward),
-            Err(_) => failure(),
+            Ok(entry) => render(entry.as_ref().expect("it was waited for"), forward, octets),
+            Err(_) => failure(octets),
         }
     }
 
@@ -584,8 +589,8 @@ impl Server {
     }
 }
 
-/// An upstream's answer as the client gets it.
-fn render(entry: &Entry, forward: &Forward) -> Reply {
+/// Writes an upstream's answer as the client gets it, in place of what is in `octets`.
+fn render(entry: &Entry, forward: &Forward, octets: &mut Vec<u8>) -> Reply {
     // It was read when it came; but nothing that others sent shall end the loop that we are in.
     let mut message = Message::from_vec(&entry.octets)
         .unwrap_or_else(|_| Message::error_msg(0, OpCode::Query, ResponseCode::ServFail));
@@ -632,7 +637,7 @@ fn render(entry: &Entry, forward: &Forward) -> Reply {
     });
     message.answers.splice(0..0, aliases);
     message.queries = vec![Query::query(asked, RecordType::from(forward.qtype))];
-    let octets = match message.to_vec() {
+    *octets = match message.to_vec() {
         Ok(octets) if octets.len() <= forward.limit => octets,
         Ok(_) => truncated(message.clone(), forward.limit),
         Err(error) => {
@@ -647,7 +652,6 @@ fn render(entry: &Entry, forward: &Forward) -> Reply {
     Reply {
         truncated: octets[2] & 0x02 != 0,
         rcode: OptRcode::masked_from_int(message.metadata.response_code.into()),
-        octets,
     }
 }
 

@@ -6,8 +6,10 @@
 //! no limit by client, and sends an EDNS option nobody asked for.
 
 pub mod answer;
+mod compressor;
 mod counters;
 mod forward;
+mod mmsg;
 mod query;
 mod sockets;
 mod tcp;
@@ -22,7 +24,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{runtime::Handle, sync::mpsc, time::timeout};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -172,6 +174,7 @@ impl Binder {
 #[derive(Debug)]
 struct Sockets {
     address: SocketAddr,
+    /// One for each of [`udp::Workers`].
     udp: Vec<UdpSocket>,
     tcp: TcpListener,
     closed: CancellationToken,
@@ -181,16 +184,10 @@ impl Sockets {
     fn serve(
         self,
         responder: &Arc<Responder>,
+        workers: &udp::Workers,
         connections: &Arc<tcp::Connections>,
     ) -> io::Result<()> {
-        for socket in self.udp {
-            let socket = Arc::new(tokio::net::UdpSocket::from_std(socket)?);
-            let serve = udp::serve(socket, Arc::clone(responder));
-            let closed = self.closed.clone();
-            responder
-                .tasks
-                .spawn(closed.run_until_cancelled_owned(serve));
-        }
+        workers.serve(self.udp, &self.closed);
         let listener = tokio::net::TcpListener::from_std(self.tcp)?;
         let serve = tcp::serve(listener, Arc::clone(connections), Arc::clone(responder));
         responder
@@ -267,22 +264,25 @@ impl Fallback {
             limits,
             counters: self.counters,
             tasks: TaskTracker::new(),
+            runtime: Handle::current(),
             shutdown: shutdown.clone(),
         });
+        let workers = udp::Workers::start(&responder)?;
         let connections = Arc::new(tcp::Connections::new(
             &limits,
             Arc::clone(&responder.counters),
         ));
         for sockets in self.sockets {
-            sockets.serve(&responder, &connections)?;
+            sockets.serve(&responder, &workers, &connections)?;
         }
         let (_sender, mut more) = self.more;
         while let Some(Some(sockets)) = shutdown.run_until_cancelled(more.recv()).await {
             let address = sockets.address;
-            if let Err(error) = sockets.serve(&responder, &connections) {
+            if let Err(error) = sockets.serve(&responder, &workers, &connections) {
                 warn!(%address, %error, "can't answer at this address");
             }
         }
+        drop(workers);
         responder.tasks.close();
         if timeout(limits.drain_timeout, responder.tasks.wait())
             .await
@@ -305,36 +305,42 @@ struct Responder {
     limits: Limits,
     counters: Arc<Counters>,
     tasks: TaskTracker,
+    /// Where connections and what waits for upstreams are at home.
+    runtime: Handle,
     shutdown: CancellationToken,
 }
 
 /// What is left to do about a message.
 enum Pending {
-    Reply(Vec<u8>),
+    /// A reply is written.
+    Reply(Reply),
     Forward(Forward),
     Nothing,
 }
 
 impl Responder {
-    /// Does all that can be done at once.
-    fn react(&self, message: &[u8], transport: Transport, client: IpAddr) -> Pending {
-        match transport {
-            Transport::Udp => &self.counters.udp,
-            Transport::Tcp => &self.counters.tcp,
-        }
-        .increment();
-        let snapshot = self.snapshot.load();
+    /// Does all that can be done at once. A reply takes the place of what is in `octets`.
+    fn react(
+        &self,
+        snapshot: &Snapshot,
+        message: &[u8],
+        transport: Transport,
+        client: IpAddr,
+        octets: &mut Vec<u8>,
+    ) -> Pending {
+        let draw = rand::random();
         match answer(
             message,
             transport,
             client,
-            &snapshot,
+            snapshot,
             &self.policy,
-            rand::random(),
+            draw,
+            octets,
         ) {
-            Reaction::Reply(reply) => Pending::Reply(self.count(reply, transport)),
-            Reaction::Forward(forward) => match self.forwarder.cached(&forward) {
-                Some(reply) => Pending::Reply(self.count(reply, transport)),
+            Reaction::Reply(reply) => Pending::Reply(reply),
+            Reaction::Forward(forward) => match self.forwarder.cached(&forward, octets) {
+                Some(reply) => Pending::Reply(reply),
                 None => Pending::Forward(forward),
             },
             Reaction::Silence(silence) => {
@@ -348,20 +354,11 @@ impl Responder {
         }
     }
 
+    /// Has upstreams asked, and returns the reply's octets.
     async fn forward(&self, forward: Forward, transport: Transport, client: SocketAddr) -> Vec<u8> {
-        let reply = self.forwarder.forward(&forward, client).await;
-        self.count(reply, transport)
-    }
-
-    fn count(&self, reply: Reply, transport: Transport) -> Vec<u8> {
-        self.counters.reply(reply.rcode);
-        if reply.truncated {
-            match transport {
-                Transport::Udp => &self.counters.udp_truncated,
-                Transport::Tcp => &self.counters.tcp_truncated,
-            }
-            .increment();
-        }
-        reply.octets
+        let mut octets = Vec::new();
+        let reply = self.forwarder.forward(&forward, client, &mut octets).await;
+        self.counters.replies(reply, transport, 1);
+        octets
     }
 }

@@ -3,10 +3,11 @@
 use std::{
     io::{self, ErrorKind},
     net::SocketAddr,
+    sync::LazyLock,
     thread::available_parallelism,
 };
 
-use rustix::net::sockopt::set_socket_send_buffer_size_force;
+use rustix::net::sockopt::{set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use tokio_util::sync::CancellationToken;
@@ -17,11 +18,16 @@ use super::{Sockets, Upstream};
 const BACKLOG: i32 = 1024;
 /// How many ports are tried where any will do but UDP and TCP must agree.
 const ATTEMPTS: usize = 16;
-/// More UDP sockets for one address bring no more answers.
-const MAX_UDP_SOCKETS: usize = 8;
+/// How many UDP sockets an address has, and how many threads read them: one for each processor that the process may use.
+/// More than eight bring no more answers.
+pub(super) static UDP_SOCKETS: LazyLock<usize> =
+    LazyLock::new(|| available_parallelism().map_or(1, |processors| processors.get().min(8)));
 /// What replies may take, in bytes, that wait for a neighbour's address, or for the link. One neighbour that is not there
 /// holds up to 200 kB for three seconds, all that a socket has by default.
 const SEND_BUFFER: usize = 8 << 20;
+/// What queries may take that wait to be read, in bytes, of which the kernel grants twice as much: 2,700 of them, 10 ms
+/// of work. What a socket has by default is full after a millisecond in which another had the processor.
+const RECEIVE_BUFFER: usize = 1 << 20;
 
 /// Why the fallback can't start.
 #[derive(Debug, thiserror::Error)]
@@ -97,8 +103,7 @@ fn bind_both(address: SocketAddr) -> Result<Sockets, BindError> {
     let address = tcp
         .local_addr()
         .map_err(|error| BindError::Other { address, error })?;
-    let cores = available_parallelism().map_or(1, usize::from);
-    let udp = (0..cores.min(MAX_UDP_SOCKETS))
+    let udp = (0..*UDP_SOCKETS)
         .map(|_| bind_udp(address))
         .collect::<io::Result<_>>()
         .map_err(|error| BindError::new(address, "UDP", error))?;
@@ -126,6 +131,9 @@ fn bind_udp(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
     // Beyond the system's limit with CAP_NET_ADMIN only.
     if set_socket_send_buffer_size_force(&socket, SEND_BUFFER).is_err() {
         socket.set_send_buffer_size(SEND_BUFFER)?;
+    }
+    if set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER).is_err() {
+        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     }
     socket.bind(&address.into())?;
     Ok(socket.into())

@@ -170,7 +170,7 @@ async fn converse(
     let limits = &responder.limits;
     let _ = stream.set_nodelay(true);
     let mut received = BytesMut::new();
-    let mut replies = Vec::new();
+    let (mut reply, mut replies) = (Vec::new(), Vec::new());
     let mut pending = FuturesUnordered::new();
     let mut closing = false;
     // RFC 7766, section 6.2.3: only whole messages put off the end, or a slow sender could keep its place for ever.
@@ -180,15 +180,21 @@ async fn converse(
             && replies.len() < WRITE_AT
             && let Some(message) = next_message(&mut received)
         {
-            let reaction = responder.react(&message, Transport::Tcp, client.ip());
+            responder.counters.tcp.increment();
+            let snapshot = responder.snapshot.load();
+            let transport = Transport::Tcp;
+            let reaction = responder.react(&snapshot, &message, transport, client.ip(), &mut reply);
             // What gets no reply does not put off the end.
             if !matches!(reaction, Pending::Nothing) {
                 active = Instant::now();
             }
             match reaction {
-                Pending::Reply(reply) => push(&mut replies, &reply),
+                Pending::Reply(kind) => {
+                    responder.counters.replies(kind, transport, 1);
+                    push(&mut replies, &reply);
+                }
                 Pending::Forward(forward) => {
-                    pending.push(responder.forward(forward, Transport::Tcp, client))
+                    pending.push(responder.forward(forward, transport, client))
                 }
                 Pending::Nothing => {}
             }
@@ -218,7 +224,7 @@ async fn converse(
             if received.is_empty() {
                 // Idle connections cost little.
                 received = BytesMut::new();
-                replies = Vec::new();
+                (reply, replies) = (Vec::new(), Vec::new());
             }
         }
         tokio::select! {

@@ -221,25 +221,41 @@ impl Ask {
     }
 }
 
-/// What is said to these bytes on `transport`, by a server without upstreams.
-pub(crate) fn reaction(message: &[u8], transport: Transport) -> Reaction {
+/// What is said to these bytes on `transport`, by a server without upstreams; and the reply, if there is one.
+pub(crate) fn reaction(message: &[u8], transport: Transport) -> (Reaction, Vec<u8>) {
     let client = Ipv4Addr::new(192, 0, 2, 1).into();
-    answer(
+    let policy = Policy::default();
+    decided(message, transport, client, &snapshot(), &policy, 0)
+}
+
+/// As [`answer`], with a buffer that held something else before.
+pub(crate) fn decided(
+    message: &[u8],
+    transport: Transport,
+    client: IpAddr,
+    snapshot: &Snapshot,
+    policy: &Policy,
+    draw: u32,
+) -> (Reaction, Vec<u8>) {
+    let before = b"what was there before".to_vec();
+    let mut octets = before.clone();
+    let reaction = answer(
         message,
         transport,
         client,
-        &snapshot(),
-        &Policy::default(),
-        0,
-    )
+        snapshot,
+        policy,
+        draw,
+        &mut octets,
+    );
+    assert!(matches!(reaction, Reaction::Reply(_)) || octets == before);
+    (reaction, octets)
 }
 
 /// The reply's bytes, if there is a reply.
 pub(crate) fn reply_to(message: &[u8], transport: Transport) -> Option<Vec<u8>> {
-    match reaction(message, transport) {
-        Reaction::Reply(reply) => Some(reply.octets),
-        _ => None,
-    }
+    let (reaction, octets) = reaction(message, transport);
+    matches!(reaction, Reaction::Reply(_)).then_some(octets)
 }
 
 /// The reply over UDP, which answers this very query: ID, opcode, RD and CD, QR, no Z, and the question as it came.

@@ -10,7 +10,7 @@ use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use peak_userspace::{
     fallback::{
         Transport,
-        answer::{Policy, Reaction, answer},
+        answer::{Policy, Reaction},
     },
     name::Name,
     objects::SERVICE_NAME_LABEL,
@@ -91,7 +91,7 @@ impl Cluster {
         let client = "192.0.2.1".parse().unwrap();
         let (snapshot, _) = self.snapshot();
         let query = ask(name, qtype).opt(OPT).bytes();
-        match answer(
+        match decided(
             &query,
             transport,
             client,
@@ -99,7 +99,7 @@ impl Cluster {
             &Policy::default(),
             draw,
         ) {
-            Reaction::Reply(reply) => reply.octets,
+            (Reaction::Reply(_), octets) => octets,
             other => panic!("{other:?}"),
         }
     }
@@ -536,7 +536,7 @@ fn reverse_names_that_nobody_here_has_go_upstream() {
     let is_forwarded = |address| {
         let query = ask(&reverse(address), PTR).bytes();
         let client = "192.0.2.1".parse().unwrap();
-        let reaction = answer(&query, Transport::Udp, client, &snapshot, &policy, 0);
+        let (reaction, _) = decided(&query, Transport::Udp, client, &snapshot, &policy, 0);
         matches!(reaction, Reaction::Forward(_))
     };
     // Beyond the range, but an endpoint's; in it, an endpoint's and nobody's.

@@ -1,6 +1,7 @@
 //! The fallback against the RFCs, a file each, tests named by section. Replies are read with `hickory-proto`, which the
 //! side under test does not use for its own zones.
 
+mod batches;
 mod bounds;
 mod fixture;
 mod forward;

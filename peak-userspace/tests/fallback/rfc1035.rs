@@ -8,7 +8,7 @@ use hickory_proto::{
 };
 use peak_userspace::fallback::{
     Transport,
-    answer::{Policy, Reaction, Silence, answer},
+    answer::{Policy, Reaction, Silence},
 };
 
 use crate::fixture::*;
@@ -19,7 +19,7 @@ fn section_4_1_1_responses_are_not_answered() {
         let response = ask(WEB, AAAA).flags(0x8000 | opcode << 11).bytes();
         for message in [&response[..], &response[..12], &response[..20]] {
             assert!(matches!(
-                reaction(message, Transport::Udp),
+                reaction(message, Transport::Udp).0,
                 Reaction::Silence(Silence::Response)
             ));
         }
@@ -30,7 +30,7 @@ fn section_4_1_1_responses_are_not_answered() {
 fn section_4_1_1_less_than_a_header_is_not_answered() {
     let message = ask(WEB, AAAA).bytes();
     for length in 0..12 {
-        let reaction = reaction(&message[..length], Transport::Udp);
+        let (reaction, _) = reaction(&message[..length], Transport::Udp);
         assert!(
             matches!(reaction, Reaction::Silence(Silence::Short)),
             "{length}"
@@ -186,7 +186,7 @@ fn section_2_3_4_the_longest_name_is_answered() {
 fn all_addresses_are_rotated() {
     let first = |draw| {
         let message = ask(WEB, AAAA).bytes();
-        match answer(
+        match decided(
             &message,
             Transport::Udp,
             Ipv4Addr::LOCALHOST.into(),
@@ -194,8 +194,8 @@ fn all_addresses_are_rotated() {
             &Policy::default(),
             draw,
         ) {
-            Reaction::Reply(reply) => {
-                let set = aaaa(&Message::from_vec(&reply.octets).unwrap());
+            (Reaction::Reply(_), octets) => {
+                let set = aaaa(&Message::from_vec(&octets).unwrap());
                 assert_eq!(BTreeSet::from_iter(&set), BTreeSet::from_iter(&v6(3)));
                 assert_eq!(set.len(), 3);
                 set[0]

@@ -10,7 +10,7 @@ use hickory_proto::{
 use peak_userspace::{
     fallback::{
         Transport,
-        answer::{Policy, Reaction, answer},
+        answer::{Policy, Reaction},
     },
     name::Name,
     snapshot::Snapshot,
@@ -92,7 +92,7 @@ fn section_7_1_no_negative_answer_before_the_zone_is_known() {
     let ask_of = |snapshot: &Snapshot, name| {
         let message = ask(name, AAAA).opt(OPT).bytes();
         let client = Ipv4Addr::LOCALHOST.into();
-        match answer(
+        match decided(
             &message,
             Transport::Udp,
             client,
@@ -100,7 +100,7 @@ fn section_7_1_no_negative_answer_before_the_zone_is_known() {
             &Policy::default(),
             0,
         ) {
-            Reaction::Reply(reply) => Message::from_vec(&reply.octets).unwrap(),
+            (Reaction::Reply(_), octets) => Message::from_vec(&octets).unwrap(),
             other => panic!("{other:?}"),
         }
     };
@@ -122,7 +122,7 @@ fn section_7_1_no_upstream_denies_an_address_before_the_zone_is_known() {
     let reaction = |name, qtype| {
         let message = ask(name, qtype).bytes();
         let client = Ipv4Addr::LOCALHOST.into();
-        answer(&message, Transport::Udp, client, &incomplete(), &policy, 0)
+        decided(&message, Transport::Udp, client, &incomplete(), &policy, 0).0
     };
     let six = format!("{}ip6.arpa", "0.".repeat(32));
     for name in ["9.0.0.10.in-addr.arpa", &six] {

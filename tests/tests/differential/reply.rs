@@ -88,11 +88,12 @@ fn fallback(
     policy: &Policy,
 ) -> Message {
     let [client, _] = asked.addresses;
-    let reaction = answer(asked.message, transport, client, snapshot, policy, 0);
-    let Reaction::Reply(reply) = reaction else {
+    let (message, mut octets) = (asked.message, Vec::new());
+    let reaction = answer(message, transport, client, snapshot, policy, 0, &mut octets);
+    let Reaction::Reply(_) = reaction else {
         panic!("the fallback does not answer: {reaction:?}");
     };
-    Message::from_vec(&reply.octets).expect("a message")
+    Message::from_vec(&octets).expect("a message")
 }
 
 /// Whether the fallback's answer to `query` does not fit what the client takes.
