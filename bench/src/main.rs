@@ -1,5 +1,6 @@
 //! Benchmarks of Peak. `cargo xtask bench` builds what they need, and runs this.
 
+mod answer;
 mod compare;
 mod frame;
 mod kernel;
@@ -28,6 +29,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Benchmark {
+    Answer(answer::Args),
     Compare(compare::Args),
     Kernel(kernel::Args),
     Peers(peers::Args),
@@ -39,6 +41,7 @@ enum Benchmark {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().benchmark {
+        Benchmark::Answer(args) => answer::run(&args),
         Benchmark::Kernel(args) => kernel::run(&args),
         Benchmark::Peers(args) => peers::run(&args),
         Benchmark::Propagation(args) => propagation::run(&args),

@@ -200,6 +200,25 @@ fn a_table_is_measured_at_each_size() -> Result<()> {
 }
 
 #[test]
+fn the_fallbacks_answers_are_timed_mix_by_mix() -> Result<()> {
+    let results = run("answer", &[])?;
+    let timed: BTreeSet<_> = results
+        .iter()
+        .filter(|result| result["name"] == "fallback_answer" && result["min"].as_f64() > Some(0.0))
+        .filter_map(|result| {
+            let labels = &result["labels"];
+            Some((labels["mix"].as_str()?, labels["names"].as_u64()?))
+        })
+        .collect();
+    let mixes = [
+        "aaaa", "edns", "eight", "nodata", "nxdomain", "search", "srv", "refused",
+    ];
+    let wanted = mixes.map(|mix| [(mix, 1 << 10), (mix, 1 << 17)]);
+    assert_eq!(timed, wanted.into_iter().flatten().collect());
+    Ok(())
+}
+
+#[test]
 fn both_servers_know_a_cluster_and_answer_its_changes() -> Result<()> {
     let results = run("propagation", &["--services", "20", "--endpoints", "150"])?;
     let of_servers: BTreeSet<_> = results

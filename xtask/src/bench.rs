@@ -47,6 +47,8 @@ enum Benchmark {
     Peers,
     /// What it costs to know a cluster, and how soon a change of it is answered, beside CoreDNS, in some minutes
     Propagation,
+    /// What an answer of the fallback costs without sockets, in a minute
+    Answer,
     /// Fetches what the others need, the servers that Peak is compared with among it, for before you go offline. Nothing of it is
     /// installed on this machine, and no service of theirs starts
     Setup,
@@ -146,8 +148,9 @@ impl Benchmark {
 
     /// Builds and fetches what it takes, and gives the command that runs it.
     fn command(self) -> Result<Command> {
-        // Files in, files out: any user may, and nothing is worth optimising.
+        // Files in, files out: nothing is worth optimising.
         let only_reads = matches!(self, Self::Report | Self::Compare);
+        let any_user_may = only_reads || matches!(self, Self::Answer);
         let mut environment = None;
         let mut object = None;
         match self {
@@ -171,14 +174,14 @@ impl Benchmark {
                 environment = Some(control_plane::assets()?);
                 build::build(true)?;
             }
-            Self::Report | Self::Compare => {
+            Self::Answer | Self::Report | Self::Compare => {
                 prerequisites::check(Purpose::Build)?;
                 build_ebpf::build()?;
             }
             Self::All | Self::Setup => unreachable!("it is no program's"),
         }
         let program = build::program("peak-bench", "peak-bench", !only_reads)?;
-        let mut command = if only_reads {
+        let mut command = if any_user_may {
             Command::new(program)
         } else {
             process::privileged(program)
