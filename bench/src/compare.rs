@@ -45,6 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if args.output == "json" {
         println!("{}", serde_json::to_string(&comparison)?);
     }
+    ensure!(!comparison.figures.is_empty(), "no figure is in both");
     Ok(if comparison.count(Verdict::Worse) > 0 {
         ExitCode::FAILURE
     } else {
@@ -158,6 +159,10 @@ fn warnings(old: &Report, new: &Report) -> Vec<String> {
             ));
         }
     }
+    let (old_command, new_command) = (measured(&old.command), measured(&new.command));
+    if old_command != new_command {
+        warnings.push(format!("another command: {old_command} → {new_command}"));
+    }
     type Of = fn(&Machine) -> String;
     let machine: [(_, Of); 7] = [
         ("kernel", |machine| machine.kernel.clone()),
@@ -193,6 +198,20 @@ fn warnings(old: &Report, new: &Report) -> Vec<String> {
         }
     }
     warnings
+}
+
+/// A command without what says where its results go.
+fn measured(command: &str) -> String {
+    let mut words = command.split(' ');
+    let mut kept = Vec::new();
+    while let Some(word) = words.next() {
+        if matches!(word, "--save" | "--output") {
+            words.next();
+        } else {
+            kept.push(word);
+        }
+    }
+    kept.join(" ")
 }
 
 impl Compared {
@@ -651,10 +670,11 @@ mod tests {
         let mut new = run(&[("come", Better::Lower, "ns", samples(1.0, 20, 1))]);
         new.commit = "0123456789ab-dirty".into();
         new.machine.kernel = "7.0".into();
+        new.command += " --save new.json --names 1";
         let comparison = compared(&old, &new);
         assert_eq!(comparison.only_old, ["gone names=1"]);
         assert_eq!(comparison.only_new, ["come names=1"]);
-        assert_eq!(comparison.warnings.len(), 2, "{:?}", comparison.warnings);
+        assert_eq!(comparison.warnings.len(), 3, "{:?}", comparison.warnings);
         let printed = Printed(&comparison, false).to_string();
         assert!(
             printed.contains("only in the old run: gone names=1"),
@@ -662,6 +682,12 @@ mod tests {
         );
         assert!(
             printed.contains("another kernel") && printed.contains("-dirty"),
+            "{printed}"
+        );
+        assert!(
+            printed.contains(
+                "another command: cargo xtask bench kernel → cargo xtask bench kernel --names 1"
+            ),
             "{printed}"
         );
         assert!(!printed.contains('\x1b'), "{printed}");
