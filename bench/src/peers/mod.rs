@@ -24,7 +24,7 @@ use crate::{
     },
     progress::Progress,
     report::{Better, Figure, Gate, Label, Output, Raw, Report, Samples},
-    rig::Rig,
+    rig::{Rig, Spent},
 };
 
 /// How many times the answers for a processor's second Peak gives: gate and aim.
@@ -227,18 +227,25 @@ impl OfMix {
             };
             sockets::ask(rig, server.address, &drawn.queries, load, &check)
         };
+        // Who is asked for more than it can answer may say so (SERVFAIL), or answer when nobody waits any more: a wrong answer
+        // counts as none then, and a server that has no others has no knee.
+        let overloaded = |pace: Pace| -> Result<Outcome> {
+            let mut outcome = ask(pace, effort.attempt)?;
+            outcome.wrong = 0;
+            Ok(outcome)
+        };
         // What it keeps of answers it may keep from here on.
-        let flood = ask(Pace::Waiting(WAITING), effort.attempt)?;
-        flood.right()?;
-        let knee = knee::search(flood.rate() * FIRST, effort.search, |rate| {
-            ask(Pace::PerSecond(rate), effort.attempt)
+        let flood = overloaded(Pace::Waiting(WAITING))?;
+        let first = (flood.rate() * FIRST).max(effort.moderate);
+        let knee = knee::search(first, effort.search, |rate| {
+            overloaded(Pace::PerSecond(rate))
         })?;
         self.sender_bound |= knee.sender_bound;
 
+        let measured =
+            |rate: f64| right(|| rig.measure(|| ask(Pace::PerSecond(rate), effort.measured)));
         let counted = server.counted()?;
-        let (outcome, spent) =
-            rig.measure(|| ask(Pace::PerSecond(knee.offered), effort.measured))?;
-        outcome.right()?;
+        let (outcome, spent) = measured(knee.offered)?;
         if let (Some(before), Some(after)) = (counted, server.counted()?) {
             let by = after - before;
             let all = (by.kernel + by.fallback).max(1);
@@ -252,16 +259,33 @@ impl OfMix {
         let per_cpu_second = answered / spent.account.total().as_secs_f64();
         self.answers_per_cpu_second.0.push(per_cpu_second);
 
-        let moderate = ask(Pace::PerSecond(effort.moderate), effort.measured)?;
-        let half = ask(Pace::PerSecond(knee.offered / 2.0), effort.measured)?;
+        let (moderate, _) = measured(effort.moderate)?;
+        let (half, _) = measured(knee.offered / 2.0)?;
         add(&mut self.moderate, &moderate)?;
         add(&mut self.half, &half)
     }
 }
 
+/// How often a load may have wrong answers before that is the server's fault: while something else has the processor, it is asked
+/// for more than it can answer, too.
+const TRIES: usize = 3;
+
+/// A load without a wrong answer.
+///
+/// # Errors
+/// Each of them has one.
+fn right(ask: impl Fn() -> Result<(Outcome, Spent)>) -> Result<(Outcome, Spent)> {
+    let mut measured = ask()?;
+    for _ in 1..TRIES {
+        if measured.0.right().is_err() {
+            measured = ask()?;
+        }
+    }
+    measured.0.right().map(|()| measured)
+}
+
 /// Adds the latencies of a load.
 fn add(all: &mut Option<Histogram<u64>>, outcome: &Outcome) -> Result<()> {
-    outcome.right()?;
     match all {
         Some(all) => all
             .add(&outcome.latency)
