@@ -19,6 +19,7 @@ pub mod abi;
 pub mod bench;
 mod bytes;
 pub mod dns;
+pub mod generator;
 pub mod hash;
 pub mod net;
 pub mod packet;

@@ -11,6 +11,8 @@
 
 #[cfg(feature = "bench")]
 mod bench;
+#[cfg(feature = "bench")]
+mod generator;
 mod maps;
 mod xdp_packet;
 

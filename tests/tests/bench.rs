@@ -347,3 +347,54 @@ fn every_peer_is_asked_every_mix_that_it_can_answer() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn answers_across_a_wire_are_counted_at_both_ends() -> Result<()> {
+    let results = run("wire", &["--object", OBJECT, "--services", "50"])?;
+    let of = |name: &str| -> BTreeSet<_> {
+        let of = results.iter().filter(|result| result["name"] == name);
+        of.filter_map(|result| {
+            let label = |name| result["labels"][name].as_str();
+            Some((label("server")?, label("sender")?, label("load")?))
+        })
+        .collect()
+    };
+    let loads = |loads: &[(&'static str, &'static str)]| -> BTreeSet<_> {
+        ["peak", "peak-fallback"]
+            .into_iter()
+            .flat_map(|server| {
+                loads
+                    .iter()
+                    .map(move |(sender, load)| (server, *sender, *load))
+            })
+            .collect()
+    };
+    let floods = [
+        ("sockets", "knee"),
+        ("dnsperf", "flood"),
+        ("live-frames", "knee"),
+        ("live-frames", "flood"),
+    ];
+    let paced = ["idle", "half", "nine_tenths"].map(|load| ("sockets", load));
+    let one = [("sockets", "one")];
+    assert_eq!(of("answers_per_second"), loads(&floods));
+    assert_eq!(of("latency"), loads(&paced));
+    assert_eq!(of("latency_curve"), loads(&[("sockets", "curve")]));
+    for name in ["round_trip", "round_trip_p50", "round_trip_p99"] {
+        assert_eq!(of(name), loads(&one), "{name}");
+    }
+    let all = [&floods[..], &paced, &one].concat();
+    for name in ["cpu_per_answer", "by_receiver", "by_responder"] {
+        assert_eq!(of(name), loads(&all), "{name}");
+    }
+
+    // Nothing is lost on the way back but what arrives after the last look.
+    let counts = |name: &str| results.iter().filter(move |result| result["name"] == name);
+    for (receiver, responder) in counts("by_receiver").zip(counts("by_responder")) {
+        assert_eq!(receiver["labels"], responder["labels"]);
+        let [received, responded] = [receiver, responder].map(|count| count["median"].as_f64());
+        let (received, responded) = (received.context("a count")?, responded.context("a count")?);
+        assert!(received > 0.0 && received <= responded, "{receiver}");
+    }
+    Ok(())
+}

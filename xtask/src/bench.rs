@@ -162,6 +162,7 @@ impl Benchmark {
             Self::Wire => {
                 prerequisites::check(Purpose::Run)?;
                 environment = Some(peers::installed()?.into_os_string());
+                object = Some(build_ebpf::build_for_benchmarks()?);
                 build::build(true)?;
             }
             Self::Peers => {

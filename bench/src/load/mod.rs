@@ -1,4 +1,4 @@
-//! Who asks: our own sockets ([`sockets`]), `dnsperf` ([`dnsperf`]), and the kernel itself.
+//! Who asks: our own sockets ([`sockets`]), `dnsperf` ([`dnsperf`]), and the kernel itself ([`live`]).
 //!
 //! A load is open: a query is sent when it is due, whatever became of those before it, and its latency is from when it was due.
 //! A server that pauses is so charged with all that would have been asked meanwhile (no coordinated omission).
@@ -7,6 +7,7 @@ pub(crate) mod answer;
 mod batch;
 pub(crate) mod dnsperf;
 pub(crate) mod knee;
+pub(crate) mod live;
 pub(crate) mod sockets;
 
 use std::{fmt::Write, time::Duration};

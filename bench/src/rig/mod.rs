@@ -21,7 +21,10 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     process,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -49,6 +52,8 @@ pub(crate) struct End {
     pub(crate) namespace: Namespace,
     /// The interface's name: no other on this machine has it, because kernel threads are found by it.
     pub(crate) interface: String,
+    /// Its index in its namespace.
+    pub(crate) index: u32,
     /// Its MAC address.
     pub(crate) mac: [u8; 6],
     /// Its addresses.
@@ -64,7 +69,7 @@ pub(crate) struct Rig {
     pub(crate) client: End,
     /// Where the server is, alone: each process in this namespace is on its account.
     pub(crate) node: End,
-    _pass: PassProgram,
+    pass: Mutex<Option<PassProgram>>,
 }
 
 impl Rig {
@@ -103,7 +108,7 @@ impl Rig {
         Ok(Self {
             client,
             node,
-            _pass: pass,
+            pass: Mutex::new(Some(pass)),
         })
     }
 
@@ -122,6 +127,21 @@ impl Rig {
     /// The processor is not ours to use.
     pub(crate) fn as_client<T: Send>(&self, task: impl FnOnce() -> T + Send) -> Result<T> {
         on_processor(CLIENT_CPU, || self.client.namespace.run(task))
+    }
+
+    /// Takes the program off the client's end, so that another can take its place until [`Self::with_pass`].
+    pub(crate) fn without_pass(&self) {
+        *self.pass.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Puts it back.
+    ///
+    /// # Errors
+    /// There is another one.
+    pub(crate) fn with_pass(&self) -> Result<()> {
+        let pass = pass(&self.client.namespace, &self.client.interface)?;
+        *self.pass.lock().unwrap_or_else(PoisonError::into_inner) = Some(pass);
+        Ok(())
     }
 
     /// What the server spends on a task of the client's, and what passes it meanwhile.
@@ -147,10 +167,15 @@ impl End {
         namespace
             .run(|| device::set_offloads(&interface))
             .with_context(|| format!("cannot set the offloads of {interface}"))?;
+        let index = namespace.link(&interface)?["ifindex"]
+            .as_u64()
+            .and_then(|index| u32::try_from(index).ok())
+            .context("an interface has an index")?;
         let mac = namespace.mac(&interface)?;
         Ok(Self {
             namespace,
             interface,
+            index,
             mac,
             v6,
             v4,

@@ -4,7 +4,11 @@
 
 mod server;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
@@ -14,16 +18,17 @@ use self::server::{Kind, Zone};
 use crate::{
     load::{
         Outcome, answer, dnsperf, knee,
+        live::Live,
         sockets::{self, Load, Pace, SOCKETS},
     },
     progress::Progress,
-    report::{Better, Gate, Label, Output, Report, Samples},
+    report::{Better, Figure, Gate, Label, Output, Report, Samples},
     rig::{Rig, Spent},
 };
 
 /// Peak across a veth pair: how many answers, how soon, and for how much processor time
 ///
-/// A client on one processor asks a node on the other, from ordinary sockets (`sockets`, ours) and by `dnsperf`. The offered
+/// A client on one processor asks a node on the other, from ordinary sockets (`sockets`, ours), by `dnsperf`, and by the kernel's own `live-frames`. The offered
 /// rate is raised until one of 1,000 replies is missing: `answers_per_second` is what comes at the highest rate below.
 /// `round_trip` is of one query at a time; `latency` and `latency_curve` are of a load that is offered whatever becomes of
 /// it, counted from when a query was due. `cpu_per_answer` is what all threads that work for the server had of a processor.
@@ -31,6 +36,9 @@ use crate::{
 /// (in the kernel) or `peak-fallback` (the agent alone).
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    /// The benchmarks' build of the XDP program
+    #[arg(long, hide = true)]
+    object: PathBuf,
     /// Services, each a name with one address
     #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     services: u32,
@@ -76,7 +84,8 @@ const IDLE: f64 = 1000.0;
 /// The loads of which latency and cost are told, parts of the knee's.
 const LOADS: [(&str, f64); 2] = [("half", 0.5), ("nine_tenths", 0.9)];
 
-/// Gate and aim: answers a second from ordinary sockets; round trips' median and p99, microseconds.
+/// Gate and aim: answers a second to live frames, and from ordinary sockets; round trips' median and p99, microseconds.
+const LIVE_RATE: (f64, f64) = (2_500_000.0, 5_000_000.0);
 const SOCKET_RATE: (f64, f64) = (400_000.0, 800_000.0);
 const ROUND_TRIP_MEDIAN: (f64, f64) = (25.0, 12.0);
 const ROUND_TRIP_P99: (f64, f64) = (80.0, 40.0);
@@ -96,6 +105,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let bench = Bench {
             rig: &rig,
             zone: &zone,
+            object: &args.object,
             kind,
             peak: &peak,
             effort,
@@ -110,12 +120,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// What is measured of a server, for progress.
-const PARTS: f64 = 6.0;
+const PARTS: f64 = 7.0;
 
 /// One server.
 struct Bench<'a> {
     rig: &'a Rig,
     zone: &'a Zone,
+    object: &'a Path,
     kind: Kind,
     peak: &'a Peak,
     effort: &'a Effort,
@@ -198,19 +209,7 @@ impl Bench<'_> {
         let most = self.rounds(Pace::PerSecond(knee_rate), SOCKETS)?;
         let labels = self.labels("sockets", "knee");
         self.counts(report, &labels, &most);
-        let rate = most.rates.summary().median;
-        let figure = report.add(
-            "answers_per_second",
-            &labels,
-            "1/s",
-            Better::Higher,
-            "rounds",
-            most.rates,
-        );
-        if self.kind == Kind::Kernel {
-            figure.gate = Some(Gate::at_least(rate, SOCKET_RATE.0));
-            figure.aim = Some(Gate::at_least(rate, SOCKET_RATE.1));
-        }
+        let figure = self.rates(report, &labels, most.rates, SOCKET_RATE);
         if knee.sender_bound {
             figure.note = Some(SENDER_BOUND.into());
         }
@@ -254,17 +253,67 @@ impl Bench<'_> {
             rounds.count(said.answered, measured.responded, &measured.spent);
         }
         self.counts(report, &labels, &rounds);
-        let rates = rounds.rates;
-        report.add(
-            "answers_per_second",
-            &labels,
-            "1/s",
-            Better::Higher,
-            "rounds",
-            rates,
-        );
+        self.rates(report, &labels, rounds.rates, SOCKET_RATE);
+        self.progress.done(1.0);
+
+        self.live(report)
+    }
+
+    /// What the kernel itself asks.
+    fn live(&self, report: &mut Report) -> Result<()> {
+        self.say("live frames");
+        let query = self.zone.queries().message(0);
+        let mut live = Live::new(self.rig, self.object, query, self.zone.services())?;
+        let check = |service: usize, query: &[u8], reply: &[u8]| {
+            answer::same(reply, &self.zone.answer_for(service as u32, query))
+        };
+        let Effort {
+            step,
+            search,
+            rounds: count,
+            round,
+            ..
+        } = *self.effort;
+        let flood = live.ask(None, step, &check)?;
+        let knee = knee::search(flood.rate() * FIRST, search, |rate| {
+            live.ask(Some(rate), step, &check)
+        })?;
+        for (load, rate) in [("knee", Some(knee.offered)), ("flood", None)] {
+            let mut rounds = Rounds::default();
+            for _ in 0..count {
+                let measured = self.measure(|| live.ask(rate, round, &check))?;
+                let outcome = &measured.outcome;
+                outcome.right()?;
+                rounds.rates.0.push(outcome.rate());
+                rounds.count(outcome.answered, measured.responded, &measured.spent);
+            }
+            let labels = self.labels("live-frames", load);
+            self.counts(report, &labels, &rounds);
+            let figure = self.rates(report, &labels, rounds.rates, LIVE_RATE);
+            if load == "knee" && knee.sender_bound {
+                figure.note = Some(SENDER_BOUND.into());
+            }
+        }
         self.progress.done(1.0);
         Ok(())
+    }
+
+    /// Answers a second; what the kernel's should be is gate and aim.
+    fn rates<'r>(
+        &self,
+        report: &'r mut Report,
+        labels: &[(&'static str, Label)],
+        rates: Samples,
+        (gate, aim): (f64, f64),
+    ) -> &'r mut Figure {
+        let rate = rates.summary().median;
+        let name = "answers_per_second";
+        let figure = report.add(name, labels, "1/s", Better::Higher, "rounds", rates);
+        if self.kind == Kind::Kernel {
+            figure.gate = Some(Gate::at_least(rate, gate));
+            figure.aim = Some(Gate::at_least(rate, aim));
+        }
+        figure
     }
 
     /// The highest rate that it answers.

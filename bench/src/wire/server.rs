@@ -61,6 +61,7 @@ const TTL: u32 = 5;
 /// Headless services with one IPv6 address each, whose names take 40 bytes of a query.
 pub(super) struct Zone {
     manifests: TempDir,
+    services: u32,
     queries: Queries,
     /// Which service each query asks for.
     asked: Vec<u32>,
@@ -99,6 +100,7 @@ endpoints: [{{addresses: [\"{address}\"]}}]
         let messages = asked.iter().map(|&service| query(service));
         Ok(Self {
             manifests,
+            services,
             queries: Queries::new(messages.collect::<Result<Vec<_>>>()?)?,
             asked,
         })
@@ -109,9 +111,19 @@ endpoints: [{{addresses: [\"{address}\"]}}]
         &self.queries
     }
 
+    /// How many services there are.
+    pub(super) fn services(&self) -> u32 {
+        self.services
+    }
+
+    /// What the reply to a query for a service has to be.
+    pub(super) fn answer_for(&self, service: u32, query: &[u8]) -> Vec<u8> {
+        answer::aaaa(query, QR | AA | RD, TTL, address(service))
+    }
+
     /// What the reply to a query has to be.
     pub(super) fn answer(&self, number: usize, query: &[u8]) -> Vec<u8> {
-        answer::aaaa(query, QR | AA | RD, TTL, address(self.asked[number]))
+        self.answer_for(self.asked[number], query)
     }
 
     /// Starts Peak on the node's end.
