@@ -389,7 +389,7 @@ fn answers_across_a_wire_are_counted_at_both_ends() -> Result<()> {
     }
 
     // Nothing is lost on the way back but what arrives after the last look.
-    let counts = |name: &str| results.iter().filter(move |result| result["name"] == name);
+    let counts = |name: &'static str| results.iter().filter(move |result| result["name"] == name);
     for (receiver, responder) in counts("by_receiver").zip(counts("by_responder")) {
         assert_eq!(receiver["labels"], responder["labels"]);
         let [received, responded] = [receiver, responder].map(|count| count["median"].as_f64());

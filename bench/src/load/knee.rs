@@ -10,6 +10,8 @@ use super::Outcome;
 const LOSS: f64 = 0.001;
 /// By how much the rate is raised while all is well.
 const STEP: f64 = 1.3;
+/// By how much it is lowered as long as nothing is.
+const DESCENT: f64 = 2.0;
 /// How near to one another the highest good rate and the lowest bad one are when the search ends.
 const NEAR: f64 = 1.03;
 /// How often a rate is tried before it is too high: a neighbour on the machine may have been there once.
@@ -54,7 +56,7 @@ pub(crate) fn search(
         rate = match (good, bad) {
             (Some(good), None) => good * STEP,
             (Some(good), Some((bad, _))) => (good * bad).sqrt(),
-            (None, _) => rate / STEP,
+            (None, _) => rate / DESCENT,
         };
         let near = good
             .zip(bad)
