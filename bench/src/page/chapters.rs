@@ -77,6 +77,8 @@ pub(super) struct Chapter {
     pub(super) title: &'static str,
     pub(super) method: &'static str,
     pub(super) shown: &'static [Shown],
+    /// Not of `bench all`: nobody misses it.
+    pub(super) optional: bool,
 }
 
 pub(super) const CHAPTERS: &[Chapter] = &[
@@ -133,6 +135,7 @@ pub(super) const CHAPTERS: &[Chapter] = &[
                 ..SHOWN
             },
         ],
+        optional: false,
     },
     Chapter {
         benchmark: "wire",
@@ -182,6 +185,7 @@ pub(super) const CHAPTERS: &[Chapter] = &[
                 ..SHOWN
             },
         ],
+        optional: false,
     },
     Chapter {
         benchmark: "kernel",
@@ -263,6 +267,7 @@ pub(super) const CHAPTERS: &[Chapter] = &[
                 ..SHOWN
             },
         ],
+        optional: false,
     },
     Chapter {
         benchmark: "scale",
@@ -320,6 +325,7 @@ pub(super) const CHAPTERS: &[Chapter] = &[
                 ..SHOWN
             },
         ],
+        optional: false,
     },
     Chapter {
         benchmark: "propagation",
@@ -357,6 +363,22 @@ pub(super) const CHAPTERS: &[Chapter] = &[
                 ..SHOWN
             },
         ],
+        optional: false,
+    },
+    Chapter {
+        benchmark: "answer",
+        title: "The fallback's answer without sockets",
+        method: "In process: reading the query, finding the name, writing the reply. System calls and waking up are not in it.",
+        shown: &[Shown {
+            id: "cost",
+            title: "What an answer costs",
+            said: "Names drawn at random; a sample is the mean of a batch.",
+            names: Names::Of(&["fallback_answer"]),
+            kind: OVER_NAMES,
+            wide: true,
+            ..SHOWN
+        }],
+        optional: true,
     },
 ];
 

@@ -87,6 +87,7 @@ impl<'s> Page<'s> {
             limits: limits(sources),
             sections: CHAPTERS
                 .iter()
+                .filter(|chapter| !chapter.optional || by(chapter.benchmark).is_some())
                 .map(|chapter| Section::new(chapter, by(chapter.benchmark)))
                 .collect(),
         }
