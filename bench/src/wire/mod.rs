@@ -56,6 +56,8 @@ struct Effort {
     round: Duration,
     /// Rates of the latency's curve, parts of the knee's.
     curve: &'static [f64],
+    /// Whether work that is on nobody's account is a fault: others on the machine cause some.
+    strict: bool,
 }
 
 const QUICK: Effort = Effort {
@@ -64,6 +66,7 @@ const QUICK: Effort = Effort {
     rounds: 1,
     round: Duration::from_millis(200),
     curve: &[0.5, 1.0],
+    strict: false,
 };
 const WHOLE: Effort = Effort {
     step: Duration::from_millis(500),
@@ -73,6 +76,7 @@ const WHOLE: Effort = Effort {
     curve: &[
         0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05,
     ],
+    strict: true,
 };
 
 /// How many queries wait for their replies when it is asked as fast as it goes.
@@ -357,7 +361,9 @@ impl Bench<'_> {
         let before = self.peak.status()?.counted();
         let (outcome, spent) = self.rig.measure(task)?;
         let counted = self.peak.status()?.counted() - before;
-        spent.is_all()?;
+        if self.effort.strict {
+            spent.is_all()?;
+        }
         let all = counted.kernel + counted.fallback;
         let responded = self.kind.of(counted);
         ensure!(responded == all, "answers came from elsewhere: {counted}");
