@@ -153,8 +153,8 @@ fn the_kernel_answers_frames_of_every_length_in_generic_mode() -> Result<()> {
 /// Whose frames are given room at their head first is told by the kind of the link.
 #[test]
 fn ends_of_veth_pairs_are_known() -> Result<()> {
-    let Net { node, .. } = Net::new()?;
-    let interfaces = node.run(|| {
+    let net = Net::new()?;
+    let interfaces = net.node.run(|| {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
