@@ -332,29 +332,41 @@ impl Forwarder {
         Some(render(&entry, forward, octets))
     }
 
-    /// Asks, and waits for the answer. SERVFAIL in the end, if there is none.
-    pub(super) async fn forward(
-        self: &Arc<Self>,
+    /// Room for a question to be under way. It is asked for before there is a task: tasks are not bounded.
+    ///
+    /// # Errors
+    /// There is none, or the question has come back from an upstream: SERVFAIL, written.
+    pub(super) fn admit(
+        &self,
         forward: &Forward,
-        client: SocketAddr,
         octets: &mut Vec<u8>,
-    ) -> Reply {
+    ) -> Result<OwnedSemaphorePermit, Reply> {
         self.counters.forwarded.increment();
         let failure = |octets| render(&Entry::failure(), forward, octets);
         if let Some(server) = self.returned_probe(&forward.folded) {
             self.counters.loops.increment();
             server.avoid();
             warn!(upstream = %server.address, "a question sent to this upstream came back: it forwards to us; left out for {LOOP_PENALTY:?}");
-            return failure(octets);
+            return Err(failure(octets));
         }
-        let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else {
+        Arc::clone(&self.room).try_acquire_owned().map_err(|_| {
             self.counters.forward_overload.increment();
-            return failure(octets);
-        };
+            failure(octets)
+        })
+    }
+
+    /// Asks, and waits for the answer. SERVFAIL in the end, if there is none.
+    pub(super) async fn forward(
+        self: &Arc<Self>,
+        forward: &Forward,
+        permit: OwnedSemaphorePermit,
+        client: SocketAddr,
+        octets: &mut Vec<u8>,
+    ) -> Reply {
         let (mut landed, _permit) = self.board(Key::new(forward), forward.route, client, permit);
         match landed.wait_for(Option::is_some).await {
             Ok(entry) => render(entry.as_ref().expect("it was waited for"), forward, octets),
-            Err(_) => failure(octets),
+            Err(_) => render(&Entry::failure(), forward, octets),
         }
     }
 

@@ -24,7 +24,11 @@ use std::{
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use tokio::{runtime::Handle, sync::mpsc, time::timeout};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, mpsc},
+    time::timeout,
+};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -187,8 +191,8 @@ impl Sockets {
         workers: &udp::Workers,
         connections: &Arc<tcp::Connections>,
     ) -> io::Result<()> {
-        workers.serve(self.udp, &self.closed);
         let listener = tokio::net::TcpListener::from_std(self.tcp)?;
+        workers.serve(self.udp, &self.closed);
         let serve = tcp::serve(listener, Arc::clone(connections), Arc::clone(responder));
         responder
             .tasks
@@ -314,7 +318,8 @@ struct Responder {
 enum Pending {
     /// A reply is written.
     Reply(Reply),
-    Forward(Forward),
+    /// Upstreams are to be asked, for which there is room.
+    Forward(Forward, OwnedSemaphorePermit),
     Nothing,
 }
 
@@ -341,7 +346,10 @@ impl Responder {
             Reaction::Reply(reply) => Pending::Reply(reply),
             Reaction::Forward(forward) => match self.forwarder.cached(&forward, octets) {
                 Some(reply) => Pending::Reply(reply),
-                None => Pending::Forward(forward),
+                None => match self.forwarder.admit(&forward, octets) {
+                    Ok(room) => Pending::Forward(forward, room),
+                    Err(reply) => Pending::Reply(reply),
+                },
             },
             Reaction::Silence(silence) => {
                 match silence {
@@ -355,9 +363,16 @@ impl Responder {
     }
 
     /// Has upstreams asked, and returns the reply's octets.
-    async fn forward(&self, forward: Forward, transport: Transport, client: SocketAddr) -> Vec<u8> {
+    async fn forward(
+        &self,
+        forward: Forward,
+        room: OwnedSemaphorePermit,
+        transport: Transport,
+        client: SocketAddr,
+    ) -> Vec<u8> {
         let mut octets = Vec::new();
-        let reply = self.forwarder.forward(&forward, client, &mut octets).await;
+        let reply = self.forwarder.forward(&forward, room, client, &mut octets);
+        let reply = reply.await;
         self.counters.replies(reply, transport, 1);
         octets
     }

@@ -193,8 +193,8 @@ async fn converse(
                     responder.counters.replies(kind, transport, 1);
                     push(&mut replies, &reply);
                 }
-                Pending::Forward(forward) => {
-                    pending.push(responder.forward(forward, transport, client))
+                Pending::Forward(forward, room) => {
+                    pending.push(responder.forward(forward, room, transport, client))
                 }
                 Pending::Nothing => {}
             }

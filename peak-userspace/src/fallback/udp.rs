@@ -165,12 +165,12 @@ fn answer_all(socket: &Arc<UdpSocket>, responder: &Arc<Responder>, batch: &mut B
                     }
                 }
             },
-            Pending::Forward(forward) => {
+            Pending::Forward(forward, room) => {
                 let (socket, responder) = (Arc::clone(socket), Arc::clone(responder));
                 let tasks = responder.tasks.clone();
                 let runtime = responder.runtime.clone();
                 let reply = async move {
-                    let reply = responder.forward(forward, transport, client).await;
+                    let reply = responder.forward(forward, room, transport, client).await;
                     if let Err(error) = SockRef::from(&*socket).send_to(&reply, &client.into()) {
                         drop_reply(&responder, client, &error);
                     }

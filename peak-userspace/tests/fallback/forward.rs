@@ -556,6 +556,49 @@ async fn questions_under_way_are_limited() {
     assert_eq!(server.counters.forward_overload.get(), 1);
 }
 
+/// What there is no room for is told at once, by who reads it: the runtime on which questions wait does nothing meanwhile.
+#[tokio::test]
+async fn questions_beyond_the_limit_become_no_tasks() {
+    const LIMIT: usize = 2;
+    const ASKED: u16 = 500;
+    let upstream = silent_upstream().await;
+    let limits = Limits {
+        forwarded: LIMIT,
+        ..Default::default()
+    };
+    let server = serve(FallbackConfig {
+        limits,
+        ..forwarding_to(&[upstream.address])
+    });
+    // All is up.
+    assert_eq!(
+        server.code(&ask("cluster.local", NS)).await,
+        ResponseCode::NoError
+    );
+
+    let socket = std::net::UdpSocket::bind((server.address.ip(), 0)).unwrap();
+    socket.connect(server.address).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    let mut reply = [0; 512];
+    for id in 0..ASKED {
+        let question = foreign(&format!("name{id}.example")).id(id);
+        socket.send(&question.bytes()).unwrap();
+        if usize::from(id) < LIMIT {
+            continue;
+        }
+        let length = socket.recv(&mut reply).unwrap();
+        let reply = Message::from_vec(&reply[..length]).unwrap();
+        assert_eq!(reply.metadata.id, id);
+        assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    }
+    assert_eq!(
+        server.counters.forward_overload.get(),
+        u64::from(ASKED) - LIMIT as u64
+    );
+}
+
 /// An upstream that is silent until it is opened; then the retransmission is answered.
 async fn closed_upstream() -> (TestUpstream, Arc<AtomicBool>) {
     let (gate, answer) = (Arc::new(AtomicBool::new(false)), found(60));
